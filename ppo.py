@@ -88,7 +88,7 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
     adv, trace = torch.zeros_like(delta), 0
     for t in reversed(range(len(delta))):
-        adv[t] = trace = delta[t] + gamma * lam * ~done[t] * trace  # no credit flows back over an episode's end
+        adv[t] = trace = delta[t] + gamma * lam * trace * ~done[t]  # no credit flows back over an episode's end
     return adv
 
 
@@ -362,14 +362,12 @@ class BadInput(ValueError):
 
 def make_env(args, evaluation=False):
     """One environment that shows a vector or an image [C, H, W] and whose continuous actions lie in [-1, 1]."""
-    render_mode = "human" if args.render else "rgb_array" if args.capture_video else None
     atari = args.env_id.startswith("ALE/")
+    options = {"frameskip": 1} if atari else {}
+    if evaluation and (args.render or args.capture_video):
+        options["render_mode"] = "human" if args.render else "rgb_array"
     try:
-        env = gym.make(
-            f"ale_py:{args.env_id}" if atari else args.env_id,
-            render_mode=render_mode if evaluation else None,
-            **({"frameskip": 1} if atari else {}),
-        )
+        env = gym.make(f"ale_py:{args.env_id}" if atari else args.env_id, **options)
         if atari:
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
     except (gym.error.Error, ImportError) as error:
@@ -590,18 +588,19 @@ def load(path):
 
 
 def main():
-    args = tyro.cli(Args, description=__doc__)
-    if args.resume:
-        saved = load(args.resume)["args"] | {"resume": args.resume, "run_dir": ""}
-        args = tyro.cli(Args, default=Args(**saved))
-    train(args)
-
-
-if __name__ == "__main__":
+    """The command line. A refusal is one sentence and exit status 2, no traceback; Ctrl-C ends with 130."""
     try:
-        main()
+        args = tyro.cli(Args, description=__doc__)
+        if args.resume:  # the checkpoint's flags, unless given anew
+            saved = load(args.resume)["args"] | {"resume": args.resume, "run_dir": ""}
+            args = tyro.cli(Args, default=Args(**saved))
+        train(args)
     except KeyboardInterrupt:
         sys.exit(130)
     except (BadInput, FloatingPointError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+if __name__ == "__main__":
+    main()
