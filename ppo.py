@@ -545,13 +545,16 @@ def to_tensor(arrays, device):
 
 def setup(args):
     """Check the flags, meet torchrun's other workers, seed torch; returns the device. Raises BadInput."""
-    counts = "num_envs num_steps num_minibatches update_epochs total_timesteps checkpoint_every eval_episodes"
+    counts = (
+        "num_envs num_steps num_minibatches update_epochs hidden_sizes total_timesteps checkpoint_every eval_episodes"
+    )
     amounts = "seed learning_rate clip_coef kl_target ent_coef vf_coef max_grad_norm target_kl"
     for names, low, high in (counts, 1, math.inf), (amounts, 0, math.inf), ("gamma gae_lambda", 0, 1):
         for name in names.split():
             value = getattr(args, name)
-            if value is not None and not low <= value <= high:
-                raise BadInput(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
+            for number in value if isinstance(value, tuple) else () if value is None else (value,):
+                if not low <= number <= high:
+                    raise BadInput(f"--{name.replace('_', '-')} {number}: must lie between {low} and {high}")
     batch = args.num_envs * args.num_steps
     if batch % args.num_minibatches or batch < 2 * args.num_minibatches:
         raise BadInput(f"--num-minibatches {args.num_minibatches}: must cut {batch} steps into equal parts above 1")

@@ -137,13 +137,10 @@ class BinaryActions(ConstantReward):
     action_space = spaces.MultiBinary(2)
 
 
-class TextObservations(ConstantReward):
-    observation_space = spaces.Text(5)
-
-    def observe(self):
-        return "hello"
+class GraphObservations(ConstantReward):
+    observation_space = spaces.Graph(spaces.Discrete(2), None)
 
 
-for probe in (*Probe.__subclasses__(), Image, Dict, Broken, BinaryActions, TextObservations):
+for probe in (*Probe.__subclasses__(), Image, Dict, Broken, BinaryActions, GraphObservations):
     gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
 gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)

@@ -1,0 +1,142 @@
+"""What each agent must be able to learn: probe environments, each asking for one ability, then the classics."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+
+import ppo
+
+SMALL = {"num_envs": 16, "num_steps": 16, "update_epochs": 8, "num_minibatches": 4, "total_timesteps": 12_800}
+
+
+def train(tmp_path, env_id, **flags):
+    args = ppo.Args(env_id=env_id, run_dir=str(tmp_path / "run"), **SMALL | flags)
+    return ppo.train(args)
+
+
+def mean_return(tmp_path):
+    return json.loads((tmp_path / "run/eval.json").read_text())["mean"]
+
+
+def values(agent, *observations):
+    """Values of (sign, t) in the environment's own rewards."""
+    scale = (agent.reward_norm.var + 1e-8).sqrt()
+    return (agent.value(torch.tensor(observations, dtype=torch.float32)) * scale).tolist()
+
+
+# Values
+
+
+def test_the_value_of_a_constant_reward_is_that_reward(tmp_path):
+    agent = train(tmp_path, "ProbeConstantReward-v0")
+    scaled_reward = agent.reward_norm(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).item()
+    assert agent.value(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(scaled_reward, rel=0.1)
+
+
+def test_values_depend_on_the_observation(tmp_path):
+    agent = train(tmp_path, "ProbeRewardFromObservation-v0")
+    assert values(agent, (1, 0), (-1, 0)) == pytest.approx([1, -1], abs=0.1)
+
+
+def test_a_reward_one_step_late_is_discounted_once(tmp_path):
+    agent = train(tmp_path, "ProbeRewardOneStepLate-v0", gamma=0.5)
+    assert values(agent, (1, 0), (1, 1), (-1, 0), (-1, 1)) == pytest.approx([0.5, 1, -0.5, -1], abs=0.1)
+
+
+def test_a_time_limit_does_not_lower_the_value(tmp_path):
+    """Reward 1 for ever is worth 1 / (1 - gamma) = 10, though no episode lasts longer than 10 steps."""
+    agent = train(tmp_path, "ProbeTimeLimit-v0", gamma=0.9, total_timesteps=51_200)
+    assert values(agent, (1, 0)) == pytest.approx([10], abs=1)
+
+
+# Actions
+
+
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_the_better_action_becomes_the_likely_one(tmp_path, objective):
+    agent = train(tmp_path, "ProbeRewardFromAction-v0", objective=objective)
+    probabilities = agent.policy(torch.tensor([[1.0, 0.0]])).params.exp().flatten()
+    assert probabilities[0] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("env_id", "best"),
+    [
+        ("ProbeRewardFromBoth-v0", 1),
+        ("ProbeContinuous-v0", 0),
+        ("ProbeMultiDiscrete-v0", 2),
+        ("ProbeShifted-v0", 1),
+        ("ProbeDict-v0", 1),
+    ],
+)
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_actions_depend_on_the_observation(tmp_path, env_id, best, objective):
+    train(tmp_path, env_id, objective=objective)
+    assert mean_return(tmp_path) == pytest.approx(best, abs=0.1)
+
+
+def test_actions_depend_on_the_image(tmp_path):
+    train(tmp_path, "ProbeImage-v0", num_envs=8, total_timesteps=2_560)
+    assert mean_return(tmp_path) == 1
+
+
+@pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Blackjack-v1", "CliffWalking-v1"])
+def test_spaces_that_are_not_vectors_are_flattened(tmp_path, env_id):
+    train(tmp_path, env_id, total_timesteps=2_560, eval_episodes=1)
+
+
+def test_continuous_actions_arrive_on_the_environments_own_scale():
+    env = ppo.make_env(ppo.Args(env_id="Pendulum-v1"))  # torque in [-2, 2]
+    torques = []
+    env.unwrapped.step = lambda act: (
+        torques.append(act.item()) or (env.observation_space.sample(), 0.0, False, False, {})
+    )
+    env.reset()
+    for act in (-3, -1, -0.5, 0, 1, 9):
+        env.step([act])
+    assert torques == [-2, -2, -1, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "modules", "shape"),
+    [
+        ("ALE/Pong-v5", ["ale_py", "cv2"], (4, 84, 84)),
+        ("CarRacing-v3", ["Box2D"], (3, 96, 96)),
+        ("HalfCheetah-v5", ["mujoco"], (17,)),
+    ],
+)
+def test_optional_environments(tmp_path, env_id, modules, shape):
+    for module in modules:
+        pytest.importorskip(module)
+    args = ppo.Args(env_id=env_id)
+    env = ppo.make_env(args)
+    assert env.observation_space.shape == shape
+    agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    env.step(agent.act(obs[None]).reshape(env.action_space.shape)[()])
+
+
+# Whole runs, as a user runs them
+
+
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_cartpole_is_solved_from_the_command_line(tmp_path, objective):
+    script = Path(ppo.__file__)
+    command = [
+        sys.executable,
+        script,
+        "--env-id",
+        "CartPole-v1",
+        "--objective",
+        objective,
+        "--run-dir",
+        tmp_path / "run",
+    ]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
+    assert mean_return(tmp_path) >= gym.spec("CartPole-v1").reward_threshold == 475
