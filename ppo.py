@@ -39,6 +39,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import tyro
 from gymnasium import spaces, wrappers
 from torch import nn
@@ -86,9 +87,10 @@ class Args:
 def gae(rew, val, next_val, terminated, done, gamma, lam):
     """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
+    discount = gamma * lam * torch.ones_like(val) * ~done  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
     for t in reversed(range(len(delta))):
-        adv[t] = trace = delta[t] + gamma * lam * trace * ~done[t]  # no credit flows back over an episode's end
+        adv[t] = trace = delta[t] + discount[t] * trace
     return adv
 
 
@@ -115,52 +117,52 @@ def value_loss(val, ret, old_val, eps=None):
     return loss.mean()
 
 
-def approx_kl(ratio):
+def approx_kl(log_ratio):
     """KL(pi_old || pi) from actions of pi_old, [B] -> []; unbiased and never negative (Schulman 2020, "k3")."""
-    return (ratio - 1 - ratio.log()).mean()
+    return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
 def minibatches(batch, epochs, num_minibatches):
-    """Shuffle the rows of batch anew each epoch and yield them in equal parts."""
+    """The columns of batch [B, ...], their rows shuffled anew in each epoch, in equal parts."""
     for _ in range(epochs):
-        for rows in torch.randperm(len(batch[0])).chunk(num_minibatches):
-            yield [column[rows] for column in batch]
+        rows = torch.randperm(len(batch[0]))
+        yield from zip(*(column[rows].chunk(num_minibatches) for column in batch))
 
 
 def update(agent, optimizer, batch, args):
     """Improve policy and values with one rollout: batch is the columns named in the loop, [B, ...] each (Eq. 9)."""
-    logs = []
+    logs, params = [], list(agent.parameters())
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
-        ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
-        kl = approx_kl(ratio.detach())
-        if args.target_kl is not None and all_mean([kl])[0] > args.target_kl:
-            break
-
+        log_ratio = pi.log_prob(act) - old_pi.log_prob(act)
         adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         if args.objective == "clip":
-            policy_loss = -clip_objective(ratio, adv, args.clip_coef)
+            policy_loss = -clip_objective(log_ratio.exp(), adv, args.clip_coef)
         else:
-            policy_loss = -penalty_objective(ratio, adv, old_pi.kl(pi), agent.beta)
+            policy_loss = -penalty_objective(log_ratio.exp(), adv, old_pi.kl(pi), agent.beta)
         v_loss = value_loss(val, ret, old_val, args.clip_coef if args.clip_vloss else None)
         entropy = pi.entropy().mean()
         loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
 
         optimizer.zero_grad()
         loss.backward()
-        all_mean([p.grad for p in agent.parameters()])
-        grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        all_mean([p.grad for p in params])
+        grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
         optimizer.step()
-        clipped = ((ratio - 1).abs() > args.clip_coef).float().mean()
-        logs.append(torch.stack([policy_loss, v_loss, entropy, kl, clipped, grad_norm]).detach())
+        logs.append(torch.stack([policy_loss, v_loss, entropy, grad_norm]).detach())
+        if args.target_kl is not None and all_mean([approx_kl(log_ratio.detach())])[0] > args.target_kl:
+            break
 
+    obs, act, old_params, *_ = batch
+    with torch.no_grad():
+        pi, old_pi = agent.policy(obs), agent.distribution(old_params)
+        kl = old_pi.kl(pi).mean()
+        ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
+        clipped = ((ratio - 1).abs() > args.clip_coef).float().mean()
     if args.objective == "penalty":
-        obs, _, old_params, *_ = batch
-        with torch.no_grad():
-            kl = agent.distribution(old_params).kl(agent.policy(obs)).mean()
         agent.beta.copy_(adapt_beta(agent.beta, all_mean([kl])[0], args.kl_target))
-    names = "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"
-    return dict(zip(names, torch.stack(logs).mean(0).tolist()))
+    names = "policy_loss", "value_loss", "entropy", "grad_norm"
+    return dict(zip(names, torch.stack(logs).mean(0).tolist())) | {"kl": kl.item(), "clip_fraction": clipped.item()}
 
 
 def train(args):
@@ -265,6 +267,7 @@ class RunningNorm(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))  # buffers: a state_dict carries them
         self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("std", torch.ones(shape))
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, x):
@@ -274,10 +277,11 @@ class RunningNorm(nn.Module):
             self.count += len(x)
             weight = len(x) / self.count
             self.var.copy_((1 - weight) * self.var + weight * square - (weight * mean) ** 2)
+            self.std.copy_((self.var + 1e-8).sqrt())
             self.mean += weight * mean
 
     def forward(self, x):
-        return x / 255 if x.dtype == torch.uint8 else ((x - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-10, 10)
+        return x / 255 if x.dtype == torch.uint8 else ((x - self.mean) / self.std).clamp(-10, 10)
 
 
 class RewardNorm(RunningNorm):
@@ -289,11 +293,21 @@ class RewardNorm(RunningNorm):
 
     def forward(self, rew, done):  # [T, N]
         rets = []
-        for r, d in zip(rew, done):
+        for r, d in zip(rew.numpy(force=True), done.numpy(force=True)):
             rets.append(r + self.gamma * self.ret)
             self.ret = rets[-1] * ~d
-        self.update(torch.cat(rets))
-        return (rew * (self.var + 1e-8).rsqrt()).clamp(-10, 10)
+        self.update(to_tensor(rets, rew.device).flatten())
+        return (rew / self.std).clamp(-10, 10)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with tanh between: [..., in] -> [..., out]."""
+
+    def forward(self, x):
+        *hidden, last = self
+        for layer in hidden:  # F.linear, not layer(x): on small networks calling modules is half of the time
+            x = F.linear(x, layer.weight, layer.bias).tanh()
+        return F.linear(x, last.weight, last.bias)
 
 
 class ConvNet(nn.Sequential):
@@ -317,8 +331,7 @@ def network(shape, hidden_sizes, out, gain):
         features = body(torch.zeros(1, *shape)).shape[1]
         return nn.Sequential(body, layer(nn.Linear(features, 512)), nn.ReLU(), layer(nn.Linear(512, out), gain))
     sizes = [*shape, *hidden_sizes]
-    body = (m for pair in pairwise(sizes) for m in (layer(nn.Linear(*pair)), nn.Tanh()))
-    return nn.Sequential(*body, layer(nn.Linear(sizes[-1], out), gain))
+    return MLP(*(layer(nn.Linear(*pair)) for pair in pairwise(sizes)), layer(nn.Linear(sizes[-1], out), gain))
 
 
 class ActorCritic(nn.Module):
@@ -329,7 +342,7 @@ class ActorCritic(nn.Module):
         self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide: half of the first actions lie at a bound
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             nvec = torch.as_tensor(np.ravel(act_space.nvec if hasattr(act_space, "nvec") else act_space.n))
             absent = torch.arange(nvec.max()) >= nvec[:, None]  # [K, M]
@@ -343,7 +356,7 @@ class ActorCritic(nn.Module):
         out = self.actor(self.obs_norm(obs))
         if self.distribution is Gaussian:
             return Gaussian(torch.stack([out, self.log_std.expand_as(out)], -1))
-        return Categorical(out.unflatten(-1, self.mask.shape) + self.mask)
+        return Categorical(out.view(*out.shape[:-1], *self.mask.shape) + self.mask)
 
     def value(self, obs):
         """Expected return from each of obs, [..., *obs] -> [...], in units of scaled reward."""
@@ -512,7 +525,7 @@ class Run:
 def evaluate(agent, env, episodes, seed):
     """Return of each of `episodes` episodes with the most likely actions, in the environment's own rewards."""
     returns = []
-    for episode_seed in np.random.SeedSequence(seed).generate_state(episodes).tolist():
+    for episode_seed in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
             act = agent.act(obs[None], greedy=True)

@@ -125,8 +125,8 @@ def test_value_loss_by_hand():
 def test_approximate_kl_is_unbiased_and_never_negative(rng):
     old, new = (ppo.Categorical(torch.as_tensor(rng.normal(size=(1, 5))).expand(5, 1, 5)) for _ in range(2))
     actions = torch.arange(5)[:, None]  # each of the five choices once
-    ratio = (new.log_prob(actions) - old.log_prob(actions)).exp()
-    estimates = torch.stack([ppo.approx_kl(r) for r in ratio])
+    log_ratio = new.log_prob(actions) - old.log_prob(actions)
+    estimates = torch.stack([ppo.approx_kl(x) for x in log_ratio])
     assert (estimates >= 0).all()
     torch.testing.assert_close((old.log_prob(actions).exp() * estimates).sum(), old.kl(new)[0])
 
@@ -177,9 +177,10 @@ def test_minibatches_show_every_row_once_an_epoch():
 
 
 def test_learning_stops_when_the_policy_has_moved_by_target_kl():
-    agent, optimizer, args = make_agent(target_kl=0.0, update_epochs=4, num_minibatches=4)
+    agent, optimizer, args = make_agent(target_kl=1e-9, update_epochs=4, num_minibatches=4)
     ppo.update(agent, optimizer, make_batch(agent), args)
-    assert {int(state["step"]) for state in optimizer.state.values()} == {1}  # the first step moves it
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    assert steps <= {1, 2}  # of 16: after the first step it has moved, and the second notices
 
 
 @pytest.mark.parametrize(("learning_rate", "beta"), [(1e-6, 0.5), (1e-1, 2.0)])

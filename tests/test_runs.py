@@ -65,7 +65,7 @@ def test_a_run_leaves_its_flags_metrics_checkpoint_and_evaluation(tmp_path):
     assert json.loads((folder / "args.json").read_text())["seed"] == 3
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [128 * i for i in range(1, 11)]
-    assert {"episodic_return", "episodic_length", "policy_loss", "value_loss", "entropy", "approx_kl"} <= rows[0].keys()
+    assert {"episodic_return", "episodic_length", "policy_loss", "value_loss", "entropy", "kl"} <= rows[0].keys()
 
     result = json.loads((folder / "eval.json").read_text())
     assert result.keys() == {"mean", "std", "episodes", "returns", "global_step", "seconds"}
