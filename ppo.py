@@ -12,14 +12,14 @@ Equation numbers are this paper's.
 
 A policy gradient holds for the policy that collected the data, so a rollout is good for one gradient step. PPO takes
 many. It weighs each action by the ratio r = pi(a|s) / pi_old(a|s), which corrects for the policy having moved, and
-keeps it from moving too far: either nothing is gained by an r outside [1 - eps, 1 + eps] (clip), or each nat of
-KL(pi_old || pi) has a price (penalty).
+limits how far the policy can move: either nothing is gained by an r outside [1 - eps, 1 + eps] (clip), or the
+objective pays a price beta for each nat of KL(pi_old || pi) (penalty).
 
-Not in the paper: observations and rewards are scaled by running statistics, advantages are standardised in each
-minibatch, weights start orthogonal, long gradients are shortened. One set of defaults then learns many environments.
-Left out: recurrent policies, action masks, a trunk shared by actor and critic.
+Not in the paper: observations and rewards are scaled by running statistics and clipped at 10, advantages are
+standardised in each minibatch, weights start orthogonal, gradients are clipped to a maximum norm, time limits are
+bootstrapped. Left out: recurrent policies, action masks, a trunk shared by actor and critic.
 
-Shapes: T steps, N environments, B = T * N; an action has K components, the distribution of each M parameters.
+Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
 
 import csv
@@ -45,7 +45,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "ppo 1"  # script and version, so that a checkpoint of another is refused
+CHECKPOINT = "ppo 1"  # script and version: checkpoints of others are refused
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Args:
     num_steps: int = 128  # T, steps of each environment in a rollout
     update_epochs: int = 8  # passes over a rollout
     num_minibatches: int = 8  # gradient steps in a pass
-    gae_lambda: float = 0.95  # between bias (0) and variance (1) of the advantage
+    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     clip_vloss: bool = False  # hold new values within clip_coef of the old
-    max_grad_norm: float = 0.5  # longer gradients are shortened to this
-    anneal_lr: bool = True  # learning rate falls to 0 along a line
-    target_kl: float | None = None  # end an update once the policy has moved this far, in nats
+    max_grad_norm: float = 0.5  # gradients are clipped to this norm
+    anneal_lr: bool = True  # learning rate decays linearly towards 0
+    target_kl: float | None = None  # end an update at the minibatch that finds the policy this far away, in nats
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
@@ -71,11 +71,11 @@ class Args:
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
-    device: str = "cpu"  # cpu, cuda, cuda:1, mps
+    device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
     run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
-    checkpoint_every: int = 100_000  # environment steps between checkpoints
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets the environments
     eval_episodes: int = 10  # episodes of the final evaluation, with the most likely actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # film the evaluation into <run_dir>/videos
@@ -87,7 +87,7 @@ class Args:
 def gae(rew, val, next_val, terminated, done, gamma, lam):
     """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
-    discount = gamma * lam * torch.ones_like(val) * ~done  # no credit flows back over an episode's end
+    discount = gamma * lam * (~done).to(delta)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
     for t in reversed(range(len(delta))):
         adv[t] = trace = delta[t] + discount[t] * trace
@@ -106,7 +106,11 @@ def penalty_objective(ratio, adv, kl, beta):
 
 def adapt_beta(beta, kl, kl_target):
     """Price of a nat in the next update, after one that moved the policy by kl (rule below Eq. 8)."""
-    return beta / 2 if kl < kl_target / 1.5 else beta * 2 if kl > kl_target * 1.5 else beta
+    if kl < kl_target / 1.5:
+        beta = beta / 2
+    if kl > kl_target * 1.5:
+        beta = beta * 2
+    return min(max(beta, 1e-4), 1e4)  # bounds of our own: at 0, doubling would be in vain
 
 
 def value_loss(val, ret, old_val, eps=None):
@@ -130,8 +134,8 @@ def minibatches(batch, epochs, num_minibatches):
 
 
 def update(agent, optimizer, batch, args):
-    """Improve policy and values with one rollout: batch is the columns named in the loop, [B, ...] each (Eq. 9)."""
-    logs, params = [], list(agent.parameters())
+    """Improve policy and values by Eq. 9; batch: obs, act, old_params, old_val, adv, ret, each [B, ...]."""
+    logs, params, settings = [], list(agent.parameters()), optimizer.param_groups[0]
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
         log_ratio = pi.log_prob(act) - old_pi.log_prob(act)
@@ -139,7 +143,7 @@ def update(agent, optimizer, batch, args):
         if args.objective == "clip":
             policy_loss = -clip_objective(log_ratio.exp(), adv, args.clip_coef)
         else:
-            policy_loss = -penalty_objective(log_ratio.exp(), adv, old_pi.kl(pi), agent.beta)
+            policy_loss = -penalty_objective(log_ratio.exp(), adv, old_pi.kl(pi), settings["beta"])
         v_loss = value_loss(val, ret, old_val, args.clip_coef if args.clip_vloss else None)
         entropy = pi.entropy().mean()
         loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
@@ -159,10 +163,12 @@ def update(agent, optimizer, batch, args):
         kl = old_pi.kl(pi).mean()
         ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
         clipped = ((ratio - 1).abs() > args.clip_coef).float().mean()
+    all_mean([kl, clipped])
+    means = dict(zip(("policy_loss", "value_loss", "entropy", "grad_norm"), torch.stack(logs).mean(0).tolist()))
+    means |= {"kl": kl.item(), "clip_fraction": clipped.item(), "beta": settings["beta"]}
     if args.objective == "penalty":
-        agent.beta.copy_(adapt_beta(agent.beta, all_mean([kl])[0], args.kl_target))
-    names = "policy_loss", "value_loss", "entropy", "grad_norm"
-    return dict(zip(names, torch.stack(logs).mean(0).tolist())) | {"kl": kl.item(), "clip_fraction": clipped.item()}
+        settings["beta"] = adapt_beta(settings["beta"], kl.item(), args.kl_target)
+    return means
 
 
 def train(args):
@@ -170,8 +176,8 @@ def train(args):
     device = setup(args)
     envs, eval_env = make_envs(args), make_env(args, evaluation=True)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    agent.register_buffer("beta", torch.ones((), device=device))  # price of a nat in the penalty
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
+    optimizer.param_groups[0]["beta"] = 1.0  # price of a nat in the penalty; here a checkpoint carries it
 
     with Run(args, agent, optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
@@ -180,8 +186,7 @@ def train(args):
         for it in range(first, num_iterations):
             if it == first or run.step % args.checkpoint_every < batch_size:
                 obs = run.clean_cut(envs)
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - it / num_iterations)
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - it / num_iterations if args.anneal_lr else 1)
 
             # Collect: T steps in each of N environments, all by the current policy.
             rollout = []
@@ -200,7 +205,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew, b_done)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve: the policy, its critic, and last the statistics through which the next policy sees.
+            # Improve policy and critic; the statistics last, so that old and new policy saw the same inputs.
             batch = [x.flatten(0, 1) for x in (b_obs, b_act, old_params, val, adv, adv + val)]  # [B, ...]
             losses = update(agent, optimizer, batch, args)
             agent.obs_norm.update(batch[0])
@@ -209,7 +214,7 @@ def train(args):
     return agent
 
 
-# From here on: what every script needs, in the same words in each.
+# From here on: shared by all scripts of the family, the same text in each.
 
 
 class Categorical:
@@ -218,7 +223,7 @@ class Categorical:
     def __init__(self, params):
         self.params = params.log_softmax(-1)
 
-    def sample(self):  # the largest of log-probability + Gumbel noise: half the time of torch.multinomial
+    def sample(self):  # the largest of log-probability + Gumbel noise
         return (self.params - torch.empty_like(self.params).exponential_().log()).argmax(-1)
 
     def mode(self):
@@ -273,7 +278,7 @@ class RunningNorm(nn.Module):
     def update(self, x):
         if x.dtype != torch.uint8:
             shift = x.double() - self.mean
-            mean, square = all_mean([shift.mean(0), (shift**2).mean(0)])
+            mean, square = all_mean([shift.mean(0), (shift**2).mean(0)])  # about the mean so far
             self.count += len(x)
             weight = len(x) / self.count
             self.var.copy_((1 - weight) * self.var + weight * square - (weight * mean) ** 2)
@@ -281,7 +286,7 @@ class RunningNorm(nn.Module):
             self.mean += weight * mean
 
     def forward(self, x):
-        return x / 255 if x.dtype == torch.uint8 else ((x - self.mean) / self.std).clamp(-10, 10)
+        return x / 255 if x.dtype == torch.uint8 else ((x.float() - self.mean) / self.std).clamp(-10, 10)
 
 
 class RewardNorm(RunningNorm):
@@ -305,8 +310,8 @@ class MLP(nn.Sequential):
 
     def forward(self, x):
         *hidden, last = self
-        for layer in hidden:  # F.linear, not layer(x): on small networks calling modules is half of the time
-            x = F.linear(x, layer.weight, layer.bias).tanh()
+        for linear in hidden:  # F.linear(...) rather than linear(x), which takes twice as long on a small layer
+            x = F.linear(x, linear.weight, linear.bias).tanh()
         return F.linear(x, last.weight, last.bias)
 
 
@@ -344,7 +349,9 @@ class ActorCritic(nn.Module):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
             self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide: half of the first actions lie at a bound
         else:  # K components of up to M choices; where there are fewer, the others get no probability
-            nvec = torch.as_tensor(np.ravel(act_space.nvec if hasattr(act_space, "nvec") else act_space.n))
+            nvec = torch.as_tensor(
+                np.ravel(act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n)
+            )
             absent = torch.arange(nvec.max()) >= nvec[:, None]  # [K, M]
             self.register_buffer("mask", -1e9 * absent, persistent=False)
             self.distribution, outputs = Categorical, self.mask.numel()
@@ -370,11 +377,11 @@ class ActorCritic(nn.Module):
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be done. The message names the flag and says what can."""
+    """What was asked for cannot be done. The message names the flag and says what would do."""
 
 
 def make_env(args, evaluation=False):
-    """One environment that shows a vector or an image [C, H, W] and whose continuous actions lie in [-1, 1]."""
+    """One environment that shows a vector or an image [C, H, W] and, if bounded, is acted on in [-1, 1]."""
     atari = args.env_id.startswith("ALE/")
     options = {"frameskip": 1} if atari else {}
     if evaluation and (args.render or args.capture_video):
@@ -393,6 +400,7 @@ def make_env(args, evaluation=False):
     if not (obs_space.is_np_flattenable and isinstance(act_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete))):
         can = "Box, Discrete and MultiDiscrete actions, and any observation that gymnasium.spaces.flatten takes"
         raise BadInput(f"--env-id {args.env_id}: {act_space} actions on {obs_space} observations; supported are {can}")
+    # An image is for the convolutions if it is at least 36 wide and high, the least they can take.
     if isinstance(obs_space, spaces.Box) and len(obs_space.shape) == 3 and sorted(obs_space.shape)[1] >= 36:
         axis = int(np.argmin(obs_space.shape))  # of the channels, which torch wants first
         low, high = np.moveaxis(obs_space.low, axis, 0), np.moveaxis(obs_space.high, axis, 0)
@@ -435,7 +443,7 @@ class Run:
         name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else f"runs/{name}"))
         self.checkpoint = self.folder / "checkpoint.pt"
-        if self.checkpoint.exists() and not (args.resume and self.checkpoint.samefile(args.resume)):
+        if RANK == 0 and self.checkpoint.exists() and not (args.resume and self.checkpoint.samefile(args.resume)):
             raise BadInput(f"--run-dir {self.folder}: holds a run; take another, or --resume {self.checkpoint}")
         self.start, self.wandb = time.perf_counter() - self.seconds, None
         if RANK == 0:
@@ -443,13 +451,13 @@ class Run:
             (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
             self.metrics = open(self.folder / "metrics.csv", "a", newline="")
             self.metrics.truncate(min(metrics_size, self.metrics.tell()))  # rows after the checkpoint come again
+            self.metrics.seek(0, os.SEEK_END)
             self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit="step", unit_scale=True, disable=None)
             if args.track:
                 import wandb
 
                 where = {"project": args.wandb_project_name, "entity": args.wandb_entity, "dir": self.folder}
-                what = {"name": self.folder.name, "id": self.folder.name, "config": asdict(args)}
-                self.wandb = wandb.init(**where, **what, resume="allow")
+                self.wandb = wandb.init(**where, name=self.folder.name, config=asdict(args))
 
     def __enter__(self):
         return self
@@ -493,7 +501,9 @@ class Run:
         for name, number in row.items():
             if number != "" and not math.isfinite(number):
                 hint = "a smaller --learning-rate may help; does the environment return nan or huge numbers?"
-                raise FloatingPointError(f"{name} is {number} at step {self.step}: {hint} Saved: {self.checkpoint}")
+                raise FloatingPointError(
+                    f"{name} is {number} at step {self.step}: {hint} Last good checkpoint: {self.checkpoint}"
+                )
         if RANK == 0:
             writer = csv.writer(self.metrics)
             if self.metrics.tell() == 0:
@@ -507,8 +517,11 @@ class Run:
 
     def finish(self, env):
         """Evaluate the agent in env, write eval.json and print the last line."""
+        if WORKERS > 1:
+            dist.destroy_process_group()
         if RANK > 0:
             return
+        self.bar.total = self.step  # a budget is rounded down to whole rollouts
         self.bar.close()
         if self.args.capture_video:
             env = wrappers.RecordVideo(env, str(self.folder / "videos"), lambda episode: True)
@@ -525,7 +538,8 @@ class Run:
 def evaluate(agent, env, episodes, seed):
     """Return of each of `episodes` episodes with the most likely actions, in the environment's own rewards."""
     returns = []
-    for episode_seed in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes).tolist():
+    seeds = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)  # none that training used
+    for episode_seed in seeds.tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
             act = agent.act(obs[None], greedy=True)
@@ -565,9 +579,8 @@ def setup(args):
     for names, low, high in (counts, 1, math.inf), (amounts, 0, math.inf), ("gamma gae_lambda", 0, 1):
         for name in names.split():
             value = getattr(args, name)
-            for number in value if isinstance(value, tuple) else () if value is None else (value,):
-                if not low <= number <= high:
-                    raise BadInput(f"--{name.replace('_', '-')} {number}: must lie between {low} and {high}")
+            if value is not None and not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
+                raise BadInput(f"--{name.replace('_', '-')} {value}: must lie between {low} and {high}")
     batch = args.num_envs * args.num_steps
     if batch % args.num_minibatches or batch < 2 * args.num_minibatches:
         raise BadInput(f"--num-minibatches {args.num_minibatches}: must cut {batch} steps into equal parts above 1")
@@ -604,7 +617,7 @@ def load(path):
 
 
 def main():
-    """The command line. A refusal is one sentence and exit status 2, no traceback; Ctrl-C ends with 130."""
+    """The command line. Exit status 2 for bad input, 1 for numbers that are not finite, 130 for Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags, unless given anew

@@ -111,6 +111,13 @@ def test_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_three_h
     assert ppo.adapt_beta(2.0, kl, kl_target=0.01) == beta
 
 
+def test_penalty_can_come_back_from_any_number_of_halvings():
+    beta = 1.0
+    for _ in range(2000):
+        beta = ppo.adapt_beta(beta, kl=0.0, kl_target=0.01)
+    assert ppo.adapt_beta(beta, kl=1.0, kl_target=0.01) > beta > 0
+
+
 def test_value_loss_by_hand():
     val, ret, old_val = torch.tensor([1.0, 5.0]), torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
     assert ppo.value_loss(val, ret, old_val).item() == (4 + 4) / 2
@@ -139,8 +146,9 @@ def make_agent(env_id="CartPole-v1", **flags):
     torch.manual_seed(0)
     env = ppo.make_env(args)
     agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
-    agent.register_buffer("beta", torch.ones(()))
-    return agent, torch.optim.Adam(agent.parameters(), args.learning_rate), args
+    optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate)
+    optimizer.param_groups[0]["beta"] = 1.0
+    return agent, optimizer, args
 
 
 def make_batch(agent, size=64):
@@ -187,7 +195,7 @@ def test_learning_stops_when_the_policy_has_moved_by_target_kl():
 def test_update_adapts_the_penalty_to_the_distance_that_it_moved(learning_rate, beta):
     agent, optimizer, args = make_agent(objective="penalty", learning_rate=learning_rate)
     ppo.update(agent, optimizer, make_batch(agent), args)
-    assert agent.beta.item() == beta
+    assert optimizer.param_groups[0]["beta"] == beta
 
 
 @pytest.mark.parametrize("objective", ["clip", "penalty"])

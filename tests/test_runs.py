@@ -211,7 +211,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, flags):
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, capsys):
-    with pytest.raises(FloatingPointError, match=r"is nan at step 1280: .* Saved: .*checkpoint.pt"):
+    with pytest.raises(FloatingPointError, match=r"is nan at step 1280: .* Last good checkpoint: .*checkpoint.pt"):
         train(tmp_path, env_id="ProbeBroken-v0", checkpoint_every=100)
     assert all(x.isfinite().all() for x in load_agent(tmp_path).values())
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1_152
@@ -270,7 +270,7 @@ def refusal(capsys, monkeypatch, *flags):
         ("--learning-rate nan", "--learning-rate nan: must lie between 0 and inf"),
         ("--gamma 1.5", "--gamma 1.5: must lie between 0 and 1"),
         ("--gae-lambda -1", "--gae-lambda -1.0: must lie between 0 and 1"),
-        ("--hidden-sizes 64 0", "--hidden-sizes 0: must lie between 1 and inf"),
+        ("--hidden-sizes 64 0", "--hidden-sizes (64, 0): must lie between 1 and inf"),
         ("--seed -1", "--seed -1: must lie between 0 and inf"),
         ("--eval-episodes 0", "--eval-episodes 0: must lie between 1 and inf"),
         ("--checkpoint-every 0", "--checkpoint-every 0: must lie between 1 and inf"),
