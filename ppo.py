@@ -620,9 +620,9 @@ def main():
     """The command line. Exit status 2 for bad input, 1 for numbers that are not finite, 130 for Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # the checkpoint's flags, unless given anew
-            saved = load(args.resume)["args"] | {"resume": args.resume, "run_dir": ""}
-            args = tyro.cli(Args, default=Args(**saved))
+        if args.resume:  # the checkpoint's flags, unless given anew; where to write and what to show is asked anew
+            anew = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
+            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | anew))
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)

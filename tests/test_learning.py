@@ -11,7 +11,14 @@ import torch
 
 import ppo
 
-SMALL = {"num_envs": 16, "num_steps": 16, "update_epochs": 8, "num_minibatches": 4, "total_timesteps": 12_800}
+SMALL = {
+    "num_envs": 16,
+    "num_steps": 16,
+    "update_epochs": 8,
+    "num_minibatches": 4,
+    "total_timesteps": 12_800,
+    "learning_rate": 3e-3,
+}
 
 
 def train(tmp_path, env_id, **flags):

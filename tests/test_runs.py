@@ -108,13 +108,6 @@ def test_episodes_are_counted_as_they_end(tmp_path):
     assert float(metrics(tmp_path)[-1]["episodic_return"]) == pytest.approx(np.mean(saved["recent"]))
 
 
-def test_video_of_the_evaluation(tmp_path):
-    pytest.importorskip("moviepy")
-    train(tmp_path, capture_video=True, eval_episodes=1)
-    (video,) = (tmp_path / "videos").glob("*.mp4")
-    assert video.stat().st_size > 1_000
-
-
 def test_tracking_works_offline_and_without_an_account(tmp_path):
     done = run(*command("--track", run_dir="out", **SHORT), cwd=tmp_path, WANDB_MODE="offline", WANDB_API_KEY="")
     assert done.returncode == 0, done.stderr
@@ -182,6 +175,18 @@ def test_resuming_a_finished_run_only_evaluates(tmp_path):
     again = ppo.train(ppo.Args(resume=str(tmp_path / "checkpoint.pt"), **SHORT))
     assert_same_agent(agent, again)
     assert metrics(tmp_path) == before
+
+
+def test_an_agent_can_be_watched_in_a_window_and_on_film(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("moviepy")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    train(tmp_path, eval_episodes=1)
+    for flag in ("--render", "--capture-video"):
+        monkeypatch.setattr(sys, "argv", ["ppo.py", "--resume", str(tmp_path / "checkpoint.pt"), flag])
+        ppo.main()
+    assert len(set(capsys.readouterr().out.splitlines())) == 1  # the same evaluation three times
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert video.stat().st_size > 1_000
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget_into_another_folder(tmp_path):
