@@ -66,10 +66,10 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, of all environments and workers together
-    num_envs: int = 16  # N, environments of each worker
+    total_timesteps: int = 50_000  # environment steps, of all environments and workers together
+    num_envs: int = 8  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-3  # Adam's step size at the start
+    learning_rate: float = 2e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
@@ -87,7 +87,7 @@ class Args:
 def gae(rew, val, next_val, terminated, done, gamma, lam):
     """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
-    discount = gamma * lam * (~done).to(delta)  # no credit flows back over an episode's end
+    discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
     for t in reversed(range(len(delta))):
         adv[t] = trace = delta[t] + discount[t] * trace
@@ -139,7 +139,7 @@ def update(agent, optimizer, batch, args):
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
         log_ratio = pi.log_prob(act) - old_pi.log_prob(act)
-        adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+        adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: a policy that is good already is not moved by noise
         if args.objective == "clip":
             policy_loss = -clip_objective(log_ratio.exp(), adv, args.clip_coef)
         else:
@@ -158,17 +158,17 @@ def update(agent, optimizer, batch, args):
             break
 
     obs, act, old_params, *_ = batch
-    with torch.no_grad():
+    with torch.no_grad():  # how far the whole update moved the policy
         pi, old_pi = agent.policy(obs), agent.distribution(old_params)
-        kl = old_pi.kl(pi).mean()
         ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
         clipped = ((ratio - 1).abs() > args.clip_coef).float().mean()
-    all_mean([kl, clipped])
-    means = dict(zip(("policy_loss", "value_loss", "entropy", "grad_norm"), torch.stack(logs).mean(0).tolist()))
-    means |= {"kl": kl.item(), "clip_fraction": clipped.item(), "beta": settings["beta"]}
+        (kl,) = all_mean([old_pi.kl(pi).mean()])
+    names = "policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clip_fraction"
+    metrics = dict(zip(names, [*torch.stack(logs).mean(0).tolist(), kl.item(), clipped.item()]))
     if args.objective == "penalty":
+        metrics["beta"] = settings["beta"]
         settings["beta"] = adapt_beta(settings["beta"], kl.item(), args.kl_target)
-    return means
+    return metrics
 
 
 def train(args):
@@ -347,7 +347,7 @@ class ActorCritic(nn.Module):
         self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide: half of the first actions lie at a bound
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             nvec = torch.as_tensor(
                 np.ravel(act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n)
@@ -492,12 +492,10 @@ class Run:
             self.current[1] += 1
             self.recent.extend(self.current[:, d].T.tolist())
             self.current[:, d] = 0
-        steps, seconds = rew.numel() * WORKERS, time.perf_counter() - self.start
-        speed = steps / (seconds - self.seconds)
-        self.step, self.seconds = self.step + steps, seconds
+        self.step, self.seconds = self.step + rew.numel() * WORKERS, time.perf_counter() - self.start
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else ("", "")
         row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
-        row |= {"steps_per_second": speed, "seconds": seconds, **losses}
+        row |= {"steps_per_second": self.step / self.seconds, "seconds": self.seconds, **losses}
         for name, number in row.items():
             if number != "" and not math.isfinite(number):
                 hint = "a smaller --learning-rate may help; does the environment return nan or huge numbers?"
@@ -511,7 +509,7 @@ class Run:
             writer.writerow(row.values())
             self.metrics.flush()
             self.bar.set_postfix({"return": ret}, refresh=False)
-            self.bar.update(steps)
+            self.bar.update(self.step - self.bar.n)
         if self.wandb:
             self.wandb.log(row, step=self.step)
 
