@@ -290,7 +290,7 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the discounted return so far (Engstrom et al. 2020, Sec. 2)."""
+    """Divides rewards by the standard deviation of the discounted sum of rewards so far (Engstrom et al. 2020)."""
 
     def __init__(self, gamma):
         super().__init__(())
@@ -349,10 +349,9 @@ class ActorCritic(nn.Module):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
             self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
-            nvec = torch.as_tensor(
-                np.ravel(act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n)
-            )
-            absent = torch.arange(nvec.max()) >= nvec[:, None]  # [K, M]
+            choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
+            choices = torch.as_tensor(np.ravel(choices))  # [K]
+            absent = torch.arange(choices.max()) >= choices[:, None]  # [K, M]
             self.register_buffer("mask", -1e9 * absent, persistent=False)
             self.distribution, outputs = Categorical, self.mask.numel()
         self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)

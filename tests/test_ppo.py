@@ -317,6 +317,14 @@ def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions()
     assert agent.policy(images).params.shape == (2, 3, 1, 2)
 
 
+def test_evaluation_takes_the_most_likely_action():
+    agent, _, _ = make_agent("ProbeRewardFromAction-v0")
+    with torch.no_grad():
+        agent.actor[-1].weight.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([0.1, 0.0]))  # action 0, the right one, at 52 %
+    assert ppo.evaluate(agent, gym.make("ProbeRewardFromAction-v0"), episodes=20, seed=0) == [1.0] * 20
+
+
 def test_acting_leaves_the_statistics_alone():
     agent, _, _ = make_agent()
     before = {name: x.clone() for name, x in agent.state_dict().items()}
