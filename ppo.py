@@ -66,10 +66,10 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 50_000  # environment steps, of all environments and workers together
-    num_envs: int = 8  # N, environments of each worker
+    total_timesteps: int = 100_000  # environment steps, of all environments and workers together
+    num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 2e-3  # Adam's step size at the start
+    learning_rate: float = 1e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
@@ -139,7 +139,7 @@ def update(agent, optimizer, batch, args):
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
         log_ratio = pi.log_prob(act) - old_pi.log_prob(act)
-        adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: a policy that is good already is not moved by noise
+        adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         if args.objective == "clip":
             policy_loss = -clip_objective(log_ratio.exp(), adv, args.clip_coef)
         else:
@@ -347,7 +347,7 @@ class ActorCritic(nn.Module):
         self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.as_tensor(np.ravel(choices))  # [K]
