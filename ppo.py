@@ -347,7 +347,7 @@ class ActorCritic(nn.Module):
         self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide at first, to reach the bounds often
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.as_tensor(np.ravel(choices))  # [K]
