@@ -213,8 +213,9 @@ def test_entropy_bonus_raises_entropy():
     agent, optimizer, args = make_agent("Pendulum-v1", ent_coef=1.0)
     batch = make_batch(agent)
     batch[4] = torch.zeros(64)  # no action better than another
+    before = agent.policy(batch[0]).entropy().mean()
     ppo.update(agent, optimizer, batch, args)
-    assert agent.policy(batch[0]).entropy().mean() > math.log(2 * math.pi * math.e) / 2  # at log_std = 0
+    assert agent.policy(batch[0]).entropy().mean() > before
 
 
 def test_gradient_is_no_longer_than_max_grad_norm():

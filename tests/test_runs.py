@@ -222,6 +222,18 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1_152
 
 
+def test_rows_after_the_checkpoint_are_written_again(tmp_path):
+    """The only checkpoint is that of step 0: resumed, the run writes all its rows anew, under their heading."""
+    flags = {"env_id": "ProbeBroken-v0", "checkpoint_every": 10_000}
+    with pytest.raises(FloatingPointError):
+        train(tmp_path, **flags)
+    before = metrics(tmp_path)
+    with pytest.raises(FloatingPointError):
+        ppo.train(ppo.Args(resume=str(tmp_path / "checkpoint.pt"), **SHORT | flags))
+    assert metrics(tmp_path) == before
+    assert int(before[0]["global_step"]) == 128
+
+
 # Several processes
 
 
