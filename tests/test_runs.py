@@ -108,6 +108,17 @@ def test_episodes_are_counted_as_they_end(tmp_path):
     assert float(metrics(tmp_path)[-1]["episodic_return"]) == pytest.approx(np.mean(saved["recent"]))
 
 
+def test_the_action_learnt_from_is_the_one_sampled_not_the_one_clipped_for_the_environment(tmp_path, monkeypatch):
+    seen, update = [], ppo.update
+    monkeypatch.setattr(
+        ppo,
+        "update",
+        lambda agent, optimizer, batch, args: seen.append(batch[1]) or update(agent, optimizer, batch, args),
+    )
+    train(tmp_path, env_id="Pendulum-v1")
+    assert torch.cat(seen).abs().max() > 1  # the environment's actions end at 1
+
+
 def test_tracking_works_offline_and_without_an_account(tmp_path):
     done = run(*command("--track", run_dir="out", **SHORT), cwd=tmp_path, WANDB_MODE="offline", WANDB_API_KEY="")
     assert done.returncode == 0, done.stderr
