@@ -27,10 +27,11 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -135,7 +136,7 @@ def minibatches(batch, epochs, num_minibatches):
 
 def update(agent, optimizer, batch, args):
     """Improve policy and values by Eq. 9; batch: obs, act, old_params, old_val, adv, ret, each [B, ...]."""
-    logs, params, settings = [], list(agent.parameters()), optimizer.param_groups[0]
+    logs, settings = [], optimizer.param_groups[0]
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
         log_ratio = pi.log_prob(act) - old_pi.log_prob(act)
@@ -148,11 +149,7 @@ def update(agent, optimizer, batch, args):
         entropy = pi.entropy().mean()
         loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
 
-        optimizer.zero_grad()
-        loss.backward()
-        all_mean([p.grad for p in params])
-        grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
-        optimizer.step()
+        grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
         logs.append(torch.stack([policy_loss, v_loss, entropy, grad_norm]).detach())
         if args.target_kl is not None and all_mean([approx_kl(log_ratio.detach())])[0] > args.target_kl:
             break
@@ -181,12 +178,11 @@ def train(args):
 
     with Run(args, agent, optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
-        num_iterations = args.total_timesteps // batch_size
-        first = run.step // batch_size
-        for it in range(first, num_iterations):
-            if it == first or run.step % args.checkpoint_every < batch_size:
+        while run.step + batch_size <= args.total_timesteps:
+            if run.cut_due:
                 obs = run.clean_cut(envs)
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - it / num_iterations if args.anneal_lr else 1)
+            left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
+            optimizer.param_groups[0]["lr"] = args.learning_rate * left
 
             # Collect: T steps in each of N environments, all by the current policy.
             rollout = []
@@ -392,8 +388,8 @@ def make_env(args, evaluation=False):
     except (gym.error.Error, ImportError) as error:
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if atari else ""
         raise BadInput(f"--env-id {args.env_id}: {error}{hint}") from error
-    if evaluation and env.spec.max_episode_steps is None:
-        env = wrappers.TimeLimit(env, 27_000)  # without one, a fixed policy may walk in circles for ever
+    if env.spec.max_episode_steps is None:
+        env = wrappers.TimeLimit(env, 27_000)  # without one, a policy may walk in circles for ever
 
     obs_space, act_space = env.observation_space, env.action_space
     if not (obs_space.is_np_flattenable and isinstance(act_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete))):
@@ -415,8 +411,14 @@ def make_env(args, evaluation=False):
 
 
 def make_envs(args):
-    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    return vector([lambda: make_env(args)] * args.num_envs, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    envs, mode = [lambda: make_env(args)] * args.num_envs, gym.vector.AutoresetMode.DISABLED
+    if not args.async_envs:
+        return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the new processes: Ctrl-C is this one's business
+    try:
+        return gym.vector.AsyncVectorEnv(envs, autoreset_mode=mode)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class Run:
@@ -424,7 +426,7 @@ class Run:
 
     def __init__(self, args, agent, optimizer):
         self.args, self.agent, self.optimizer = args, agent, optimizer
-        self.step, self.seconds, metrics_size = 0, 0.0, 0
+        self.step, self.seconds, self.cut_due, metrics_size = 0, 0.0, True, 0
         self.recent = deque(maxlen=20)  # return and length of the last finished episodes
         self.current = np.zeros((2, args.num_envs))  # return and length, so far, of the episodes under way
         if args.resume:
@@ -470,6 +472,7 @@ class Run:
     def clean_cut(self, envs):
         """Save; then reseed and reset what is not saved, so that a resumed run goes on bit for bit as this one does."""
         self.save()
+        self.cut_due = False
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -491,7 +494,8 @@ class Run:
             self.current[1] += 1
             self.recent.extend(self.current[:, d].T.tolist())
             self.current[:, d] = 0
-        self.step, self.seconds = self.step + rew.numel() * WORKERS, time.perf_counter() - self.start
+        step, self.step, self.seconds = self.step, self.step + rew.numel() * WORKERS, time.perf_counter() - self.start
+        self.cut_due |= self.step // self.args.checkpoint_every > step // self.args.checkpoint_every
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else ("", "")
         row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
         row |= {"steps_per_second": self.step / self.seconds, "seconds": self.seconds, **losses}
@@ -561,6 +565,17 @@ def all_mean(tensors):
     return tensors
 
 
+def gradient_step(optimizer, loss, max_grad_norm):
+    """Step down the gradient of loss, averaged over torchrun's workers and clipped; returns its norm before that."""
+    optimizer.zero_grad()
+    loss.backward()
+    params = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    all_mean([p.grad for p in params])
+    grad_norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
+    optimizer.step()
+    return grad_norm
+
+
 def to_tensor(arrays, device):
     """One array, or several of one shape, as one tensor; float64 becomes float32."""
     array = np.asarray(arrays)
@@ -569,18 +584,16 @@ def to_tensor(arrays, device):
 
 def setup(args):
     """Check the flags, meet torchrun's other workers, seed torch; returns the device. Raises BadInput."""
-    counts = (
-        "num_envs num_steps num_minibatches update_epochs hidden_sizes total_timesteps checkpoint_every eval_episodes"
-    )
-    amounts = "seed learning_rate clip_coef kl_target ent_coef vf_coef max_grad_norm target_kl"
-    for names, low, high in (counts, 1, math.inf), (amounts, 0, math.inf), ("gamma gae_lambda", 0, 1):
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
+    for field in fields(args):
+        name, value = field.name, getattr(args, field.name)
+        amount = field.type in (float, float | None) or name == "seed"  # from 0 on; whole numbers count, from 1 on
+        if (amount or field.type in (int, tuple[int, ...])) and value is not None:
+            low, high = 0 if amount else 1, 1 if name in ("gamma", "gae_lambda") else math.inf
+            if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
                 raise BadInput(f"--{name.replace('_', '-')} {value}: must lie between {low} and {high}")
-    batch = args.num_envs * args.num_steps
-    if batch % args.num_minibatches or batch < 2 * args.num_minibatches:
-        raise BadInput(f"--num-minibatches {args.num_minibatches}: must cut {batch} steps into equal parts above 1")
+    batch, parts = args.num_envs * args.num_steps, getattr(args, "num_minibatches", 1)
+    if batch % parts or batch < 2 * parts:
+        raise BadInput(f"--num-minibatches {parts}: must cut {batch} steps into equal parts above 1")
     if args.total_timesteps < batch * WORKERS:
         raise BadInput(f"--total-timesteps {args.total_timesteps}: one rollout is {batch * WORKERS} steps already")
     if args.render and args.capture_video:
