@@ -8,11 +8,22 @@
 """Advantage actor-critic (A2C): A3C with its workers in step.
 
 Mnih, Badia, Mirza, Graves, Lillicrap, Harley, Silver and Kavukcuoglu (2016), "Asynchronous Methods for Deep
-Reinforcement Learning", arXiv:1602.01783.
+Reinforcement Learning", arXiv:1602.01783, Algorithm S3.
 
-TODO
+An actor, the policy pi(a|s), and a critic, the value function V(s), learn side by side. The critic says how much better
+an action was than expected, and what follows after a rollout's end, so rollouts can be short: N environments take a few
+steps each, one gradient step improves both networks, and the steps are forgotten. Averaging over environments does
+what replay does for Q-learning: the steps of a batch are unlike each other.
 
-Shapes: T steps of N environments; B steps of a batch; K components of an action, M parameters of each.
+What changed from vpg.py: one gradient step on one loss, of policy, values and entropy, instead of one step of the
+policy and several passes for the values; short rollouts; only the one weight, the advantage.
+
+Not in the paper: environments in step with each other rather than threads that do not wait; generalised advantages
+(--gae-lambda 1 gives the paper's n-step ones); Adam rather than RMSProp; observations and rewards scaled by running
+statistics and clipped at 10; weights that start orthogonal; time limits bootstrapped. Left out: recurrent policies, and
+a trunk shared by actor and critic.
+
+Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
 
 import csv
@@ -27,7 +38,6 @@ from collections import deque
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -45,7 +55,7 @@ CHECKPOINT = "a2c 1"  # script and version: checkpoints of others are refused
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment in a rollout
-    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse, and the paper's choice
+    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
@@ -72,7 +82,7 @@ class Args:
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
+    """Generalised advantage estimate of each action; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
     discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
@@ -82,16 +92,16 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def update(agent, optimizer, batch, args):
-    """One gradient step of policy and values together; batch: obs, act, adv, ret, each [B, ...]."""
+    """One step of policy and values by Algorithm S3; batch: obs, act, adv, ret, each [B, ...]."""
     obs, act, adv, ret = batch
     pi, val = agent.policy(obs), agent.value(obs)
     policy_loss = -(pi.log_prob(act) * adv).mean()
-    value_loss = ((val - ret) ** 2).mean()
+    v_loss = ((val - ret) ** 2).mean()
     entropy = pi.entropy().mean()
-    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+    loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
     grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
-    return dict(zip(names, torch.stack([policy_loss, value_loss, entropy, grad_norm]).tolist()))
+    return dict(zip(names, torch.stack([policy_loss, v_loss, entropy, grad_norm]).tolist()))
 
 
 def train(args):
@@ -126,7 +136,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew, b_done)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve policy and critic; the statistics last, so that old and new policy saw the same inputs.
+            # Improve; the statistics last, so that old and new policy see the same inputs.
             batch = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]  # [B, ...]
             losses = update(agent, optimizer, batch, args)
             agent.obs_norm.update(batch[0])

@@ -86,7 +86,7 @@ class Args:
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
+    """Generalised advantage estimate of each action; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
     discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
@@ -201,7 +201,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew, b_done)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve policy and critic; the statistics last, so that old and new policy saw the same inputs.
+            # Improve; the statistics last, so that old and new policy see the same inputs.
             batch = [x.flatten(0, 1) for x in (b_obs, b_act, old_params, val, adv, adv + val)]  # [B, ...]
             losses = update(agent, optimizer, batch, args)
             agent.obs_norm.update(batch[0])

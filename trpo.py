@@ -7,7 +7,34 @@
 # ///
 """Trust region policy optimization (TRPO).
 
-TODO
+Schulman, Levine, Moritz, Jordan and Abbeel (2015), "Trust Region Policy Optimization", arXiv:1502.05477. Equation
+numbers are this paper's.
+
+A policy gradient says where to go, not how far: a step that is small in the parameters can be large in what the policy
+does. TRPO bounds what it does. Each update solves
+
+    maximise    L(theta) = E[pi(a|s) / pi_old(a|s) adv]        surrogate         (Eq. 14)
+    subject to  E[KL(pi_old(.|s) || pi(.|s))] <= delta         trust region
+
+approximately. Near the old parameters, for a step x of them,
+
+    L   = g'x,      g the policy gradient                      linear objective      (Eq. 17)
+    KL  = x'Hx / 2, H the Hessian of the KL, Fisher's matrix   quadratic constraint  (Eq. 17)
+
+so the best step goes along the natural gradient H^-1 g and ends on the boundary, where x'Hx / 2 = delta. Conjugate
+gradient finds H^-1 g from products Hv alone, which need two backward passes and no matrix (Appendix C). Because both
+approximations can be off, a line search shortens the step until the surrogate itself improves and the KL itself is at
+most delta; if no length does, the policy stays where it was.
+
+What changed from a2c.py: the policy takes that step instead of the optimizer's; only the values are fitted by Adam,
+afterwards, in several passes.
+
+Not in the paper: a critic with generalised advantages instead of sampled returns (Schulman et al. 2016); damping, which
+adds a multiple of the identity to H; advantages standardised in each batch; observations and rewards scaled by running
+statistics and clipped at 10; weights that start orthogonal; time limits bootstrapped. Left out: the vine sampling of
+Section 5.2, Fisher products on a tenth of the batch, an entropy bonus.
+
+Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
 
 import csv
@@ -22,7 +49,6 @@ from collections import deque
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -41,14 +67,14 @@ CHECKPOINT = "trpo 1"  # script and version: checkpoints of others are refused
 class Args:
     max_kl: float = 0.01  # delta, radius of the trust region, in nats
     cg_iters: int = 10  # iterations of conjugate gradient
-    cg_damping: float = 0.1  # multiple of the identity added to the Fisher matrix
-    line_search_steps: int = 10  # step lengths tried
-    line_search_shrink: float = 0.8  # factor between them
+    cg_damping: float = 0.1  # added to the diagonal of H
+    line_search_steps: int = 10  # lengths tried
+    line_search_shrink: float = 0.8  # from one length to the next
     num_steps: int = 64  # T, steps of each environment in a rollout
+    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     value_epochs: int = 8  # passes over a rollout that fit the values
     num_minibatches: int = 4  # gradient steps in a pass
-    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
-    max_grad_norm: float = 0.5  # gradients of the values are clipped to this norm
+    max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
@@ -72,7 +98,7 @@ class Args:
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
+    """Generalised advantage estimate of each action; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
     discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
@@ -82,32 +108,28 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def surrogate(pi, old_pi, act, adv):
-    """Advantage of pi over old_pi, as far as actions [B, K] of old_pi can tell; adv [B] -> [] (Eq. 14)."""
+    """What pi gains over old_pi, judged by actions of old_pi; act [B, K], adv [B] -> [] (Eq. 14)."""
     return ((pi.log_prob(act) - old_pi.log_prob(act)).exp() * adv).mean()
 
 
-def flat(tensors):
-    """Tensors as one vector."""
-    return torch.cat([x.reshape(-1) for x in tensors])
-
-
 def linear_objective(gain, params):
-    """Gradient g of the surrogate, which near the old policy is g'x for a step x of the parameters (Eq. 17)."""
+    """g, the gradient of the surrogate: a short step x gains g'x (Eq. 17)."""
     return all_mean([flat(torch.autograd.grad(gain, params, retain_graph=True))])[0]
 
 
 def quadratic_constraint(kl, params, damping):
-    """The function x -> Hx, where near the old policy the KL is x'Hx / 2: H is its Hessian (Eq. 17, App. C.1)."""
+    """The function x -> Hx: after a short step x the KL is x'Hx / 2 (Eq. 17, App. C.1)."""
     grad = flat(torch.autograd.grad(kl, params, create_graph=True))
 
     def fisher_vector_product(x):
-        return all_mean([flat(torch.autograd.grad(grad @ x, params, retain_graph=True))])[0] + damping * x
+        hx = flat(torch.autograd.grad(grad @ x, params, retain_graph=True))
+        return all_mean([hx])[0] + damping * x
 
     return fisher_vector_product
 
 
 def conjugate_gradient(product, b, iterations):
-    """An x with product(x) = b, after so many iterations or once it is exact (Hestenes and Stiefel 1952)."""
+    """Solve product(x) = b in at most so many iterations (Hestenes and Stiefel 1952)."""
     x, residual, direction = torch.zeros_like(b), b, b
     square = residual @ residual
     for _ in range(iterations):
@@ -122,28 +144,33 @@ def conjugate_gradient(product, b, iterations):
 
 
 def natural_gradient_step(product, g, max_kl, iterations):
-    """The x with the largest g'x under x'Hx / 2 <= max_kl: H^-1 g, scaled to the boundary (App. C)."""
+    """The step x along H^-1 g with x'Hx / 2 = max_kl (App. C); 0 if there is none, as for g = 0."""
     x = conjugate_gradient(product, g, iterations)
     curvature = x @ product(x)
-    return (2 * max_kl / curvature).sqrt() * x if curvature > 0 else torch.zeros_like(x)
+    return x * (2 * max_kl / curvature).sqrt() if curvature > 0 else torch.zeros_like(x)
 
 
 @torch.no_grad()
 def line_search(evaluate, params, step, max_kl, shrink, tries):
-    """Take the longest of step, shrink * step, ... that gains and keeps KL <= max_kl, or none (App. C).
+    """Take the longest of step, shrink * step, ... that improves the surrogate within max_kl, or none (App. C).
 
-    evaluate() -> surrogate, KL. Returns the share of the step taken.
+    evaluate() returns surrogate and KL at the present params. Returns the fraction of the step taken.
     """
-    old, before = [p.clone() for p in params], evaluate()[0]
-    for share in (shrink**i for i in range(tries)):
+    old, (before, _) = [p.clone() for p in params], evaluate()
+    for fraction in (shrink**i for i in range(tries)):
         for p, start, x in zip(params, old, step.split([p.numel() for p in params])):
-            p.copy_(start + share * x.view_as(p))
+            p.copy_(start + fraction * x.view_as(p))
         gain, kl = evaluate()
         if gain > before and kl <= max_kl:  # not so if one is nan
-            return share
+            return fraction
     for p, start in zip(params, old):
         p.copy_(start)
     return 0.0
+
+
+def flat(tensors):
+    """Tensors as one vector."""
+    return torch.cat([x.reshape(-1) for x in tensors])
 
 
 def minibatches(batch, epochs, num_minibatches):
@@ -153,11 +180,21 @@ def minibatches(batch, epochs, num_minibatches):
         yield from zip(*(column[rows].chunk(num_minibatches) for column in batch))
 
 
+def fit_values(agent, optimizer, obs, ret, args):
+    """Fit the values to the returns of obs [B, *obs], ret [B], in several passes; returns the mean loss."""
+    losses = []
+    for some_obs, some_ret in minibatches((obs, ret), args.value_epochs, args.num_minibatches):
+        loss = ((agent.value(some_obs) - some_ret) ** 2).mean()
+        gradient_step(optimizer, loss, args.max_grad_norm)
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
 def update(agent, optimizer, batch, args):
-    """One step of the policy, then several of the values; batch: obs, act, adv, ret, each [B, ...]."""
+    """One step of the policy by Eq. 14, several of the values; batch: obs, act, adv, ret, each [B, ...]."""
     obs, act, adv, ret = batch
     params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
-    adv = (adv - adv.mean()) / (adv.std() + 0.1)
+    adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: noise alone must not move a policy that is good already
     pi = agent.policy(obs)
     old_pi = agent.distribution(pi.params.detach())
 
@@ -168,17 +205,13 @@ def update(agent, optimizer, batch, args):
     g = linear_objective(surrogate(pi, old_pi, act, adv), params)
     product = quadratic_constraint(old_pi.kl(pi).mean(), params, args.cg_damping)
     step = natural_gradient_step(product, g, args.max_kl, args.cg_iters)
-    share = line_search(evaluate, params, step, args.max_kl, args.line_search_shrink, args.line_search_steps)
+    fraction = line_search(evaluate, params, step, args.max_kl, args.line_search_shrink, args.line_search_steps)
     with torch.no_grad():
         gain, kl = evaluate()
 
-    logs = []
-    for obs, ret in minibatches([obs, ret], args.value_epochs, args.num_minibatches):
-        value_loss = ((agent.value(obs) - ret) ** 2).mean()
-        gradient_step(optimizer, value_loss, args.max_grad_norm)
-        logs.append(value_loss.detach())
-    names = "policy_loss", "value_loss", "entropy", "grad_norm", "kl", "step_share"
-    numbers = -gain, torch.stack(logs).mean(), pi.entropy().mean(), g.norm(), kl, torch.tensor(share)
+    v_loss = fit_values(agent, optimizer, obs, ret, args)
+    names = "policy_loss", "value_loss", "entropy", "grad_norm", "kl", "step_fraction"
+    numbers = -gain, v_loss, pi.entropy().mean(), g.norm(), kl, kl.new_tensor(fraction)
     return dict(zip(names, torch.stack(numbers).tolist()))
 
 
@@ -214,7 +247,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew, b_done)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve policy and critic; the statistics last, so that old and new policy saw the same inputs.
+            # Improve; the statistics last, so that old and new policy see the same inputs.
             batch = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]  # [B, ...]
             losses = update(agent, optimizer, batch, args)
             agent.obs_norm.update(batch[0])

@@ -5,9 +5,38 @@
 #   "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18",
 # ]
 # ///
-"""Vanilla policy gradient (VPG, REINFORCE), with four weights for an action's gradient.
+"""Vanilla policy gradient (VPG, REINFORCE) with four weights of the score: from the return to the advantage.
 
-TODO
+Williams (1992), "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning". Sutton,
+McAllester, Singh and Mansour (2000), "Policy Gradient Methods for Reinforcement Learning with Function Approximation".
+Schulman, Moritz, Levine, Jordan and Abbeel (2016), "High-Dimensional Continuous Control Using Generalized Advantage
+Estimation", arXiv:1506.02438; equation numbers are this paper's.
+
+The gradient of the expected return is E[sum_t psi_t grad log pi(a_t|s_t)] (Eq. 1), and psi_t can be (--form)
+
+    total-return   the rewards of the whole episode
+    reward-to-go   the rewards from t on
+    baseline       the rewards from t on, less the value V(s_t) that a critic expected
+    gae            a mean of the critic's estimates over all horizons, weighted by lambda (Eq. 16)
+
+The first follows from the log-derivative trick. The second and third have the same mean and less variance, because
+E[grad log pi(a|s)] = sum_a pi(a|s) grad log pi(a|s) = grad sum_a pi(a|s) = 0 in any state (the expected grad-log-prob
+lemma): whatever is known before a_t is drawn, the rewards before t or V(s_t), can be taken away without a trace. The
+fourth lets the critic stand for rewards to come: less variance again, and a bias as far as the critic is wrong, which
+goes away with lambda = 1, the third form.
+
+Discounting: total-return is discounted from the episode's start and follows the discounted return exactly. The others
+discount from t. Taking away the rewards before t would leave gamma^t times that; the factor is dropped, as everywhere,
+since late steps would hardly count. So with gamma < 1 they are biased, and the gradient of nothing (Thomas 2014).
+
+Without a critic nobody can say what follows after a cut. The first two forms therefore use whole episodes only: none
+begins after the first T steps of a rollout, and those under way are played to their end. A time limit ends an episode
+for good there; with a critic, its last state keeps its value.
+
+Not in the papers: Adam; gradients clipped to a maximum norm; observations and rewards scaled by running statistics and
+clipped at 10; weights that start orthogonal.
+
+Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
 
 import csv
@@ -35,15 +64,16 @@ from torch import nn
 from tqdm import tqdm
 
 CHECKPOINT = "vpg 1"  # script and version: checkpoints of others are refused
+WITHOUT_CRITIC = "total-return", "reward-to-go"  # forms that need whole episodes
 
 
 @dataclass
 class Args:
-    form: Literal["total-return", "reward-to-go", "baseline", "gae"] = "gae"  # weight of an action's gradient
+    form: Literal["total-return", "reward-to-go", "baseline", "gae"] = "gae"  # psi, the weight of an action's score
     num_steps: int = 64  # T, steps of each environment in a rollout
+    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     value_epochs: int = 8  # passes over a rollout that fit the values
     num_minibatches: int = 4  # gradient steps in a pass
-    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
 
@@ -68,7 +98,7 @@ class Args:
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalised advantage estimate of each action; arguments and result [T, N] (Eq. 11-12)."""
+    """Generalised advantage estimate of each action; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
     delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
     discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
     adv, trace = torch.zeros_like(delta), 0
@@ -78,23 +108,23 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def reward_to_go(rew, done, gamma):
-    """Discounted return from each step to the end of its episode; arguments and result [T, N]."""
-    ret, total = torch.zeros_like(rew), 0
+    """Discounted rewards from each step to its episode's end; arguments and result [T, N] (Eq. 1, form 2)."""
+    ret, later = torch.zeros_like(rew), 0
     for t in reversed(range(len(rew))):
-        ret[t] = total = rew[t] + gamma * total * ~done[t]
+        ret[t] = later = rew[t] + gamma * later * ~done[t]
     return ret
 
 
 def total_return(rew, done, gamma):
-    """Discounted return of the whole episode, at each of its steps; arguments and result [T, N]."""
+    """Discounted rewards of the whole episode, at each of its steps; arguments and result [T, N] (Eq. 1, form 1)."""
     ret = reward_to_go(rew, done, gamma)
     for t in range(1, len(ret)):
         ret[t] = torch.where(done[t - 1], ret[t], ret[t - 1])
     return ret
 
 
-def weights(form, rew, val, next_val, terminated, done, gamma, lam):
-    """What each action's gradient counts for; arguments and result [T, N] (Eq. 1)."""
+def score_weight(form, rew, val, next_val, terminated, done, gamma, lam):
+    """psi, what each action's score counts; the other arguments and the result [T, N] (Eq. 1)."""
     if form == "total-return":
         return total_return(rew, done, gamma)
     if form == "reward-to-go":
@@ -102,8 +132,8 @@ def weights(form, rew, val, next_val, terminated, done, gamma, lam):
     return gae(rew, val, next_val, terminated, done, gamma, 1.0 if form == "baseline" else lam)
 
 
-def begun_by(step, done):
-    """Which of done [T, N] belong to an episode that began before the given step."""
+def begun_before(step, done):
+    """Which steps belong to an episode that began before the given one; done and result [T, N]."""
     ends = done.clone()
     ends[: step - 1] = False
     return ends.cumsum(0) - ends.int() == 0
@@ -116,21 +146,26 @@ def minibatches(batch, epochs, num_minibatches):
         yield from zip(*(column[rows].chunk(num_minibatches) for column in batch))
 
 
+def fit_values(agent, optimizer, obs, ret, args):
+    """Fit the values to the returns of obs [B, *obs], ret [B], in several passes; returns the mean loss."""
+    losses = []
+    for some_obs, some_ret in minibatches((obs, ret), args.value_epochs, args.num_minibatches):
+        loss = ((agent.value(some_obs) - some_ret) ** 2).mean()
+        gradient_step(optimizer, loss, args.max_grad_norm)
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
 def update(agent, optimizer, batch, args):
-    """One step of the policy, then several of the values; batch: obs, act, weight, ret, each [B, ...]."""
+    """One step of the policy by Eq. 1, several of the values; batch: obs, act, weight, ret, each [B, ...]."""
     obs, act, weight, ret = batch
     pi = agent.policy(obs)
     policy_loss = -(pi.log_prob(act) * weight).mean()
+    entropy = pi.entropy().mean()
     grad_norm = gradient_step(optimizer, policy_loss, args.max_grad_norm)
-    logs = []
-    for obs, ret in minibatches([obs, ret], args.value_epochs, args.num_minibatches):
-        value_loss = ((agent.value(obs) - ret) ** 2).mean()
-        gradient_step(optimizer, value_loss, args.max_grad_norm)
-        logs.append(value_loss.detach())
+    v_loss = entropy.new_zeros(()) if args.form in WITHOUT_CRITIC else fit_values(agent, optimizer, obs, ret, args)
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
-    return dict(
-        zip(names, torch.stack([policy_loss, torch.stack(logs).mean(), pi.entropy().mean(), grad_norm]).tolist())
-    )
+    return dict(zip(names, torch.stack([policy_loss, v_loss, entropy, grad_norm]).tolist()))
 
 
 def train(args):
@@ -139,39 +174,38 @@ def train(args):
     envs, eval_env = make_envs(args), make_env(args, evaluation=True)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
-
-    whole = args.form in ("total-return", "reward-to-go")
+    whole_episodes = args.form in WITHOUT_CRITIC
 
     with Run(args, agent, optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
         while run.step + batch_size <= args.total_timesteps:
-            if run.cut_due or whole:
+            if run.cut_due or whole_episodes:
                 obs = run.clean_cut(envs)
             left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
             optimizer.param_groups[0]["lr"] = args.learning_rate * left
 
-            # Collect: T steps in each of N environments, all by the current policy.
-            rollout, playing = [], torch.ones(args.num_envs, dtype=torch.bool)
-            while len(rollout) < args.num_steps or whole and all_mean([playing.any().float()])[0] > 0:
+            # Collect: T steps in each of N environments, or until whole episodes end, all by the current policy.
+            rollout, playing = [], torch.ones(args.num_envs)
+            while len(rollout) < args.num_steps or whole_episodes and all_mean([playing.max()])[0] > 0:
                 act = agent.act(obs)
                 next_obs, rew, terminated, truncated, _ = envs.step(act.reshape(envs.action_space.shape))
                 done = terminated | truncated
                 rollout.append((obs, act, rew, next_obs, terminated, done))
                 obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
                 if len(rollout) >= args.num_steps:
-                    playing &= torch.as_tensor(~done)
+                    playing[done] = 0  # what follows belongs to an episode that began too late
             # The whole rollout, [T, N, ...] each.
             b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = (to_tensor(x, device) for x in zip(*rollout))
 
-            # Evaluate: how much better than expected was each action?
+            # Evaluate: what does each action's score count?
             with torch.no_grad():
                 val, next_val = agent.value(b_obs), agent.value(b_next_obs)
                 rew = agent.reward_norm(b_rew, b_done)
-                weight = weights(args.form, rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
+                weight = score_weight(args.form, rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve policy and critic; the statistics last, so that old and new policy saw the same inputs.
-            counts = begun_by(args.num_steps, b_done) if whole else torch.ones_like(b_done)
-            batch = [x[counts] for x in (b_obs, b_act, weight, weight + val)]  # [B, ...]
+            # Improve; the statistics last, so that old and new policy see the same inputs.
+            used = begun_before(args.num_steps, b_done)
+            batch = [x[used] for x in (b_obs, b_act, weight, weight + val)]  # [B, ...]
             losses = update(agent, optimizer, batch, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
             run.report(b_rew, b_done, losses)
