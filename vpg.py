@@ -72,8 +72,7 @@ class Args:
     form: Literal["total-return", "reward-to-go", "baseline", "gae"] = "gae"  # psi, the weight of an action's score
     num_steps: int = 64  # T, steps of each environment in a rollout
     gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
-    value_epochs: int = 8  # passes over a rollout that fit the values
-    num_minibatches: int = 4  # gradient steps in a pass
+    value_epochs: int = 20  # passes over a rollout that fit the values, a gradient step each
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
 
@@ -139,23 +138,6 @@ def begun_before(step, done):
     return ends.cumsum(0) - ends.int() == 0
 
 
-def minibatches(batch, epochs, num_minibatches):
-    """The columns of batch [B, ...], their rows shuffled anew in each epoch, in equal parts."""
-    for _ in range(epochs):
-        rows = torch.randperm(len(batch[0]))
-        yield from zip(*(column[rows].chunk(num_minibatches) for column in batch))
-
-
-def fit_values(agent, optimizer, obs, ret, args):
-    """Fit the values to the returns of obs [B, *obs], ret [B], in several passes; returns the mean loss."""
-    losses = []
-    for some_obs, some_ret in minibatches((obs, ret), args.value_epochs, args.num_minibatches):
-        loss = ((agent.value(some_obs) - some_ret) ** 2).mean()
-        gradient_step(optimizer, loss, args.max_grad_norm)
-        losses.append(loss.detach())
-    return torch.stack(losses).mean()
-
-
 def update(agent, optimizer, batch, args):
     """One step of the policy by Eq. 1, several of the values; batch: obs, act, weight, ret, each [B, ...]."""
     obs, act, weight, ret = batch
@@ -163,7 +145,11 @@ def update(agent, optimizer, batch, args):
     policy_loss = -(pi.log_prob(act) * weight).mean()
     entropy = pi.entropy().mean()
     grad_norm = gradient_step(optimizer, policy_loss, args.max_grad_norm)
-    v_loss = entropy.new_zeros(()) if args.form in WITHOUT_CRITIC else fit_values(agent, optimizer, obs, ret, args)
+
+    for _ in range(args.value_epochs):
+        v_loss = F.mse_loss(agent.value(obs), ret)
+        gradient_step(optimizer, v_loss, args.max_grad_norm)
+
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
     return dict(zip(names, torch.stack([policy_loss, v_loss, entropy, grad_norm]).tolist()))
 
@@ -199,7 +185,7 @@ def train(args):
 
             # Evaluate: what does each action's score count?
             with torch.no_grad():
-                val, next_val = agent.value(b_obs), agent.value(b_next_obs)
+                val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
                 rew = agent.reward_norm(b_rew, b_done)
                 weight = score_weight(args.form, rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
@@ -276,13 +262,14 @@ class RunningNorm(nn.Module):
 
     def update(self, x):
         if x.dtype != torch.uint8:
-            shift = x.double() - self.mean
-            mean, square = all_mean([shift.mean(0), (shift**2).mean(0)])  # about the mean so far
+            var, mean = torch.var_mean(x.double(), 0, correction=0)
+            shift = mean - self.mean
+            shift, square = all_mean([shift, var + shift**2])  # about the mean so far
             self.count += len(x)
             weight = len(x) / self.count
-            self.var.copy_((1 - weight) * self.var + weight * square - (weight * mean) ** 2)
+            self.mean += weight * shift
+            self.var.copy_(torch.lerp(self.var.double(), square, weight.double()) - (weight * shift) ** 2)
             self.std.copy_((self.var + 1e-8).sqrt())
-            self.mean += weight * mean
 
     def forward(self, x):
         return x / 255 if x.dtype == torch.uint8 else ((x.float() - self.mean) / self.std).clamp(-10, 10)
@@ -569,14 +556,17 @@ def all_mean(tensors):
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Step down the gradient of loss, averaged over torchrun's workers and clipped; returns its norm before that."""
+    """Step down the gradient of loss, averaged over the workers and clipped; returns its norm before clipping."""
     optimizer.zero_grad()
     loss.backward()
     params = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    all_mean([p.grad for p in params])
-    grad_norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
+    (flat,) = all_mean([torch.cat([p.grad.flatten() for p in params])])  # one vector: a tenth of the calls
+    norm = flat.norm()
+    flat *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+    for p, grad in zip(params, flat.split([p.numel() for p in params])):
+        p.grad = grad.view_as(p)
     optimizer.step()
-    return grad_norm
+    return norm
 
 
 def to_tensor(arrays, device):

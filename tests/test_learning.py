@@ -1,5 +1,6 @@
 """What each agent must be able to learn: probe environments, each asking for one ability, then the classics."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,20 +11,24 @@ import pytest
 import torch
 
 import ppo
+from tests.test_family import FAMILY, ROOT
 
 SMALL = {
-    "num_envs": 16,
-    "num_steps": 16,
-    "update_epochs": 8,
-    "num_minibatches": 4,
-    "total_timesteps": 12_800,
-    "learning_rate": 3e-3,
+    "vpg": {"num_steps": 16, "total_timesteps": 25_600, "learning_rate": 1e-2, "value_epochs": 10},
+    "a2c": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 1e-2},
+    "trpo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 1e-2, "value_epochs": 10, "max_kl": 0.05},
+    "ppo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 3e-3, "num_minibatches": 4},
 }
+AGENTS = {name: {} for name in FAMILY}
+AGENTS |= {"vpg total-return": {"form": "total-return"}, "vpg reward-to-go": {"form": "reward-to-go"}}
+AGENTS |= {"vpg baseline": {"form": "baseline"}, "ppo penalty": {"objective": "penalty"}}
 
 
-def train(tmp_path, env_id, **flags):
-    args = ppo.Args(env_id=env_id, run_dir=str(tmp_path / "run"), **SMALL | flags)
-    return ppo.train(args)
+def train(tmp_path, agent, env_id, **flags):
+    name = agent.split()[0]
+    module = importlib.import_module(name)
+    flags = SMALL[name] | AGENTS[agent] | flags
+    return module.train(module.Args(env_id=env_id, num_envs=16, run_dir=str(tmp_path / "run"), **flags))
 
 
 def mean_return(tmp_path):
@@ -39,34 +44,38 @@ def values(agent, *observations):
 # Values
 
 
-def test_the_value_of_a_constant_reward_is_that_reward(tmp_path):
-    agent = train(tmp_path, "ProbeConstantReward-v0")
+@pytest.mark.parametrize("agent", FAMILY)
+def test_the_value_of_a_constant_reward_is_that_reward(tmp_path, agent):
+    agent = train(tmp_path, agent, "ProbeConstantReward-v0")
     scaled_reward = agent.reward_norm(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).item()
     assert agent.value(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(scaled_reward, rel=0.1)
 
 
-def test_values_depend_on_the_observation(tmp_path):
-    agent = train(tmp_path, "ProbeRewardFromObservation-v0")
+@pytest.mark.parametrize("agent", FAMILY)
+def test_values_depend_on_the_observation(tmp_path, agent):
+    agent = train(tmp_path, agent, "ProbeRewardFromObservation-v0")
     assert values(agent, (1, 0), (-1, 0)) == pytest.approx([1, -1], abs=0.1)
 
 
-def test_a_reward_one_step_late_is_discounted_once(tmp_path):
-    agent = train(tmp_path, "ProbeRewardOneStepLate-v0", gamma=0.5)
+@pytest.mark.parametrize("agent", FAMILY)
+def test_a_reward_one_step_late_is_discounted_once(tmp_path, agent):
+    agent = train(tmp_path, agent, "ProbeRewardOneStepLate-v0", gamma=0.5)
     assert values(agent, (1, 0), (1, 1), (-1, 0), (-1, 1)) == pytest.approx([0.5, 1, -0.5, -1], abs=0.1)
 
 
-def test_a_time_limit_does_not_lower_the_value(tmp_path):
+@pytest.mark.parametrize("agent", FAMILY)
+def test_a_time_limit_does_not_lower_the_value(tmp_path, agent):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10, though no episode lasts longer than 10 steps."""
-    agent = train(tmp_path, "ProbeTimeLimit-v0", gamma=0.9, total_timesteps=25_600)
+    agent = train(tmp_path, agent, "ProbeTimeLimit-v0", gamma=0.9, total_timesteps=25_600)
     assert values(agent, (1, 0)) == pytest.approx([10], abs=1)
 
 
 # Actions
 
 
-@pytest.mark.parametrize("objective", ["clip", "penalty"])
-def test_the_better_action_becomes_the_likely_one(tmp_path, objective):
-    agent = train(tmp_path, "ProbeRewardFromAction-v0", objective=objective)
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_better_action_becomes_the_likely_one(tmp_path, agent):
+    agent = train(tmp_path, agent, "ProbeRewardFromAction-v0")
     probabilities = agent.policy(torch.tensor([[1.0, 0.0]])).params.exp().flatten()
     assert probabilities[0] > 0.95
 
@@ -81,20 +90,21 @@ def test_the_better_action_becomes_the_likely_one(tmp_path, objective):
         ("ProbeDict-v0", 1),
     ],
 )
-@pytest.mark.parametrize("objective", ["clip", "penalty"])
-def test_actions_depend_on_the_observation(tmp_path, env_id, best, objective):
-    train(tmp_path, env_id, objective=objective)
+@pytest.mark.parametrize("agent", AGENTS)
+def test_actions_depend_on_the_observation(tmp_path, agent, env_id, best):
+    train(tmp_path, agent, env_id)
     assert mean_return(tmp_path) == pytest.approx(best, abs=0.1)
 
 
-def test_actions_depend_on_the_image(tmp_path):
-    train(tmp_path, "ProbeImage-v0", num_envs=8, total_timesteps=2_560)
+@pytest.mark.parametrize("agent", FAMILY)
+def test_actions_depend_on_the_image(tmp_path, agent):
+    train(tmp_path, agent, "ProbeImage-v0", total_timesteps=2_560, learning_rate=3e-3)
     assert mean_return(tmp_path) == 1
 
 
 @pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Blackjack-v1", "CliffWalking-v1"])
 def test_spaces_that_are_not_vectors_are_flattened(tmp_path, env_id):
-    train(tmp_path, env_id, total_timesteps=2_560, eval_episodes=1)
+    train(tmp_path, "ppo", env_id, total_timesteps=2_560, eval_episodes=1)
 
 
 def test_continuous_actions_arrive_on_the_environments_own_scale():
@@ -117,7 +127,7 @@ def test_continuous_actions_arrive_on_the_environments_own_scale():
         ("HalfCheetah-v5", ["mujoco"], (17,)),
     ],
 )
-def test_optional_environments(tmp_path, env_id, modules, shape):
+def test_optional_environments(env_id, modules, shape):
     for module in modules:
         pytest.importorskip(module)
     args = ppo.Args(env_id=env_id)
@@ -132,18 +142,10 @@ def test_optional_environments(tmp_path, env_id, modules, shape):
 # Whole runs, as a user runs them
 
 
-@pytest.mark.parametrize("objective", ["clip", "penalty"])
-def test_cartpole_is_solved_from_the_command_line(tmp_path, objective):
-    script = Path(ppo.__file__)
-    command = [
-        sys.executable,
-        script,
-        "--env-id",
-        "CartPole-v1",
-        "--objective",
-        objective,
-        "--run-dir",
-        tmp_path / "run",
-    ]
+@pytest.mark.parametrize("agent", [*FAMILY, "ppo penalty"])
+def test_cartpole_is_solved_from_the_command_line(tmp_path, agent):
+    script = Path(ROOT / f"{agent.split()[0]}.py")
+    flags = [f"--{name}={value}" for name, value in AGENTS[agent].items()]
+    command = [sys.executable, script, "--env-id", "CartPole-v1", "--run-dir", tmp_path / "run", *flags]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
     assert mean_return(tmp_path) >= gym.spec("CartPole-v1").reward_threshold == 475

@@ -1,0 +1,246 @@
+"""The mathematics of vpg.py: all four weights of the score give the gradient, and each is less noisy than the last.
+
+Nothing is sampled here. Episodes of a small decision process are enumerated with their probabilities, so that means and
+variances are exact.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import vpg
+
+FORMS = "total-return", "reward-to-go", "baseline", "gae"
+
+
+class Enumeration:
+    """All episodes of 3 steps in a process with 2 states and 2 actions, under a softmax policy; a column for each.
+
+    The next state is 1 with probability MOVE[state][action], and REWARD[state][action] is paid.
+    """
+
+    T, MOVE, REWARD = 3, [[0.1, 0.7], [0.4, 0.8]], [[3.0, 5.0], [6.0, 2.0]]
+
+    def __init__(self):
+        self.theta = torch.tensor([[0.3, -0.2], [-0.5, 0.4]], dtype=torch.float64, requires_grad=True)
+        self.log_pi = self.theta.log_softmax(-1)
+        states, actions, worlds = [], [], []
+        for path in itertools.product([0, 1], repeat=2 * self.T):
+            acts, nexts = path[: self.T], path[self.T :]
+            states.append((0, *nexts))
+            actions.append(acts)
+            moves = [self.MOVE[s][a] for s, a in zip(states[-1], acts)]
+            worlds.append(np.prod([p if s == 1 else 1 - p for p, s in zip(moves, nexts)]))
+        self.state, self.act = torch.tensor(states).T, torch.tensor(actions).T  # [T + 1, 64], [T, 64]
+        self.log_prob = self.log_pi[self.state[:-1], self.act]  # [T, 64]
+        self.probability = torch.tensor(worlds) * self.log_prob.sum(0).exp()  # [64]
+        self.rew = torch.tensor(self.REWARD, dtype=torch.float64)[self.state[:-1], self.act]
+        self.done = torch.zeros_like(self.act, dtype=torch.bool)
+        self.done[-1] = True
+
+    def gradient(self, gamma):
+        """Exact gradient of the expected discounted return."""
+        ret = sum(gamma**t * self.rew[t] for t in range(self.T))
+        return torch.autograd.grad((self.probability * ret).sum(), self.theta, retain_graph=True)[0].flatten()
+
+    def values(self, gamma):
+        """Exact values [T + 1, 64] of the states visited, by dynamic programming."""
+        move, rew, pi = torch.tensor(self.MOVE), torch.tensor(self.REWARD), self.log_pi.exp().detach()
+        table = torch.zeros(self.T + 1, 2, dtype=torch.float64)
+        for t in reversed(range(self.T)):
+            following = (1 - move) * table[t + 1, 0] + move * table[t + 1, 1]
+            table[t] = (pi * (rew + gamma * following)).sum(-1)
+        return torch.stack([table[t, self.state[t]] for t in range(self.T + 1)])
+
+    def mean_and_variance(self, form, gamma, lam=0.0):
+        """Of the gradient that one episode gives, over all episodes."""
+        val = self.values(gamma)
+        weight = vpg.score_weight(form, self.rew, val[:-1], val[1:], self.done, self.done, gamma, lam)
+        scores = (weight * self.log_prob).sum(0)
+        episodes = [torch.autograd.grad(x, self.theta, retain_graph=True)[0].flatten() for x in scores]
+        gradients, probability = torch.stack(episodes), self.probability.detach()[:, None]
+        mean = (probability * gradients).sum(0)
+        return mean, (probability * (gradients - mean) ** 2).sum()
+
+
+def test_probabilities_of_all_episodes_sum_to_one():
+    assert Enumeration().probability.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_weight_gives_the_exact_gradient_of_the_expected_return(form):
+    world = Enumeration()
+    mean, _ = world.mean_and_variance(form, gamma=1.0)
+    torch.testing.assert_close(mean, world.gradient(gamma=1.0))
+
+
+def test_each_weight_is_less_noisy_than_the_one_before():
+    world = Enumeration()
+    variances = [world.mean_and_variance(form, gamma=1.0)[1].item() for form in FORMS]
+    assert variances == sorted(variances, reverse=True)
+    assert variances[0] > 10 * variances[2]
+
+
+def test_only_the_total_return_stays_exact_under_a_discount():
+    """Discounted from each step on, late steps count as much as early ones: gamma^t is missing."""
+    world = Enumeration()
+    exact = world.gradient(gamma=0.5)
+    torch.testing.assert_close(world.mean_and_variance("total-return", gamma=0.5)[0], exact)
+    biased = world.mean_and_variance("reward-to-go", gamma=0.5)[0]
+    assert (biased - exact).norm() > 0.1 * exact.norm()
+    for form in ("baseline", "gae"):
+        torch.testing.assert_close(world.mean_and_variance(form, gamma=0.5)[0], biased)
+
+
+def test_with_gamma_to_the_t_reward_to_go_is_exact_too():
+    world = Enumeration()
+    weight = vpg.reward_to_go(world.rew, world.done, 0.5) * 0.5 ** torch.arange(3)[:, None]
+    exact = world.gradient(gamma=0.5)
+    scores = (world.probability.detach() * (weight * world.log_prob).sum(0)).sum()
+    torch.testing.assert_close(torch.autograd.grad(scores, world.theta)[0].flatten(), exact)
+
+
+def test_a_wrong_critic_leaves_the_baseline_exact_and_biases_gae():
+    world = Enumeration()
+    values = world.values
+    world.values = lambda gamma: values(gamma) + torch.tensor([[2.0], [-3.0], [5.0], [0.0]]) * world.state
+    torch.testing.assert_close(world.mean_and_variance("baseline", gamma=1.0)[0], world.gradient(gamma=1.0))
+    assert (world.mean_and_variance("gae", gamma=1.0)[0] - world.gradient(gamma=1.0)).norm() > 0.1
+
+
+@pytest.mark.parametrize("distribution", [vpg.Categorical, vpg.Gaussian])
+def test_the_expected_score_is_zero(distribution):
+    params = torch.tensor([[0.7, -0.3]], dtype=torch.float64, requires_grad=True)
+    if distribution is vpg.Categorical:
+        act, measure = torch.arange(2)[:, None], torch.ones(2)
+    else:  # a sum over a fine grid in place of the integral
+        act, measure = torch.linspace(-9, 11, 20_001, dtype=torch.float64)[:, None], torch.tensor(1e-3)
+    log_prob = distribution(params.expand(len(act), 1, 2)).log_prob(act)
+    probability = log_prob.exp().detach() * measure
+    assert probability.sum().item() == pytest.approx(1)
+    (score,) = torch.autograd.grad((probability * log_prob).sum(), params)
+    assert score.flatten().tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+# The weights by hand: two episodes in one environment, of 2 steps and 1, discounted by 1/2
+
+
+def column(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)[:, None]  # [T, 1]
+
+
+REW, DONE, NONE = column(1, 2, 8), column(0, 1, 1).bool(), column(0, 0, 0).bool()
+
+
+@pytest.mark.parametrize(
+    ("form", "weights"),
+    [
+        ("total-return", [1 + 2 / 2, 1 + 2 / 2, 8]),
+        ("reward-to-go", [1 + 2 / 2, 2, 8]),
+        ("baseline", [2 - 10, 2 - 20, 8 - 30]),
+        ("gae", [(1 + 20 / 2 - 10) + 1 / 4 * (2 - 20), 2 - 20, 8 - 30]),
+    ],
+)
+def test_weights_by_hand(form, weights):
+    val, next_val = (
+        column(10, 20, 30),
+        column(20, 99, 99),
+    )  # 99: a terminal state counts 0 whatever V says
+    weight = vpg.score_weight(form, REW, val, next_val, DONE, DONE, 0.5, 0.5)
+    assert weight.flatten().tolist() == weights
+
+
+def test_without_a_critic_a_time_limit_ends_the_return_and_with_one_it_does_not():
+    val, next_val = column(0, 0, 0), column(0, 100, 100)
+    cut = {form: vpg.score_weight(form, REW, val, next_val, NONE, DONE, 0.5, 1.0) for form in FORMS}
+    assert cut["total-return"].flatten().tolist() == [2, 2, 8]
+    assert cut["reward-to-go"].flatten().tolist() == [2, 2, 8]
+    assert cut["baseline"].flatten().tolist() == [1 + 1 + 25, 2 + 50, 8 + 50]
+    assert torch.equal(cut["gae"], cut["baseline"])  # lambda = 1
+
+
+# Whole episodes
+
+
+def test_an_episode_counts_if_it_began_in_time():
+    done = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]], dtype=torch.bool)  # [5 steps, 3]
+    used = vpg.begun_before(3, done)  # so an episode may begin at steps 0, 1 and 2
+    assert used.T.int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+    assert vpg.begun_before(5, done).all()
+
+
+SHORT = {"num_envs": 3, "num_steps": 20, "total_timesteps": 600, "eval_episodes": 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, monkeypatch, form):
+    rollouts, batches = [], []
+    score_weight, update = vpg.score_weight, vpg.update
+    monkeypatch.setattr(vpg, "score_weight", lambda *args: rollouts.append(args[5]) or score_weight(*args))
+    monkeypatch.setattr(
+        vpg,
+        "update",
+        lambda agent, optimizer, batch, args: batches.append(batch) or update(agent, optimizer, batch, args),
+    )
+    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **SHORT))
+    assert len(rollouts) > 1
+    for done, (_, _, weight, _) in zip(rollouts, batches):
+        used = vpg.begun_before(20, done)
+        assert len(weight) == used.sum()
+        if form in vpg.WITHOUT_CRITIC:
+            last = used.int().sum(0) - 1
+            assert used[:20].all()  # nothing that could be used is thrown away
+            assert done[last, range(3)].all()  # and nothing used is incomplete
+            assert len(done) == last.max() + 1
+        else:
+            assert len(done) == 20
+            assert used.all()
+
+
+def test_whole_episodes_begin_anew_with_each_rollout(tmp_path, monkeypatch):
+    """In a process of constant length 10 each rollout of T = 15 is 20 steps long, and every return is whole."""
+    returns, reward_to_go = [], vpg.reward_to_go
+    monkeypatch.setattr(vpg, "reward_to_go", lambda *args: returns.append(reward_to_go(*args)) or returns[-1].clone())
+    flags = SHORT | {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
+    vpg.train(vpg.Args(form="total-return", run_dir=str(tmp_path), **flags))
+    for ret in returns:
+        assert ret.shape == (20, 3)
+        torch.testing.assert_close(ret[0] / ret[9], torch.full((3,), 10.0))
+    assert json.loads((tmp_path / "eval.json").read_text())["global_step"] == 600
+
+
+# The update
+
+
+def make(**flags):
+    args = vpg.Args(**flags)
+    torch.manual_seed(0)
+    env = vpg.make_env(args)
+    agent = vpg.ActorCritic(env.observation_space, env.action_space, args)
+    batch = [torch.randn(64, 4), torch.randint(2, (64, 1)), torch.randn(64), torch.randn(64)]
+    return agent, torch.optim.SGD(agent.parameters(), 0.1), batch, args
+
+
+def test_the_policy_takes_one_step_along_the_weighted_score():
+    agent, optimizer, batch, args = make(max_grad_norm=float("inf"))
+    obs, act, weight, _ = batch
+    before = [p.clone() for p in agent.actor.parameters()]
+    gradient = torch.autograd.grad((agent.policy(obs).log_prob(act) * weight).mean(), list(agent.actor.parameters()))
+    vpg.update(agent, optimizer, batch, args)
+    for p, start, g in zip(agent.actor.parameters(), before, gradient):
+        torch.testing.assert_close(p, start + 0.1 * g)
+
+
+def test_the_values_take_several_steps_towards_the_returns():
+    agent, optimizer, batch, args = make(value_epochs=3, max_grad_norm=float("inf"))
+    reference = make()[0].critic
+    for _ in range(3):
+        loss = ((reference(batch[0]).squeeze(-1) - batch[3]) ** 2).mean()
+        for p, g in zip(reference.parameters(), torch.autograd.grad(loss, list(reference.parameters()))):
+            p.data -= 0.1 * g
+    vpg.update(agent, optimizer, batch, args)
+    for ours, theirs in zip(agent.critic.parameters(), reference.parameters()):
+        torch.testing.assert_close(ours, theirs)
