@@ -95,6 +95,7 @@ def update(agent, optimizer, batch, args):
     """One step of policy and values by Algorithm S3; batch: obs, act, adv, ret, each [B, ...]."""
     obs, act, adv, ret = batch
     pi, val = agent.policy(obs), agent.value(obs)
+    adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: noise alone must not move a policy that is good already
     policy_loss = -(pi.log_prob(act) * adv).mean()
     v_loss = F.mse_loss(val, ret)
     entropy = pi.entropy().mean()
@@ -279,6 +280,7 @@ class ActorCritic(nn.Module):
         self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
+            self.bounded = act_space.is_bounded()  # to [-1, 1], see make_env
             self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
@@ -292,8 +294,9 @@ class ActorCritic(nn.Module):
     def policy(self, obs):
         """Distribution of actions in each of obs [..., *obs]."""
         out = self.actor(self.obs_norm(obs))
-        if self.distribution is Gaussian:
-            return Gaussian(torch.stack([out, self.log_std.expand_as(out)], -1))
+        if self.distribution is Gaussian:  # a mean beyond the bounds would be clipped, and so never learn its way back
+            mean = out.tanh() if self.bounded else out
+            return Gaussian(torch.stack([mean, self.log_std.expand_as(mean)], -1))
         return Categorical(out.view(*out.shape[:-1], *self.mask.shape) + self.mask)
 
     def value(self, obs):
@@ -339,8 +342,11 @@ def make_env(args, evaluation=False):
         env = wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, axis, 0), space)
     elif not isinstance(obs_space, spaces.Box) or len(obs_space.shape) != 1:
         env = wrappers.FlattenObservation(env)
+    if isinstance(act_space, spaces.Box) and act_space.is_bounded():
+        env = wrappers.RescaleAction(env, -1, 1)
+        return wrappers.TransformAction(env, lambda act: act.clip(-1, 1), env.action_space)
     if isinstance(act_space, spaces.Box):
-        return wrappers.ClipAction(wrappers.RescaleAction(env, -1, 1) if act_space.is_bounded() else env)
+        return wrappers.ClipAction(env)
     if np.any(act_space.start):  # choices count from 0 here, not so in every environment
         return wrappers.TransformAction(env, lambda act: act + act_space.start, act_space)
     return env
@@ -527,12 +533,12 @@ def setup(args):
         name, value = field.name, getattr(args, field.name)
         amount = field.type in (float, float | None) or name == "seed"  # from 0 on; whole numbers count, from 1 on
         if (amount or field.type in (int, tuple[int, ...])) and value is not None:
-            low, high = 0 if amount else 1, 1 if name in ("gamma", "gae_lambda") else math.inf
+            low, high = 0 if amount else 1, 1 if name in ("gamma", "gae_lambda", "line_search_shrink") else math.inf
             if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
                 raise BadInput(f"--{name.replace('_', '-')} {value}: must lie between {low} and {high}")
     batch, parts = args.num_envs * args.num_steps, getattr(args, "num_minibatches", 1)
     if batch % parts or batch < 2 * parts:
-        raise BadInput(f"--num-minibatches {parts}: must cut {batch} steps into equal parts above 1")
+        raise BadInput(f"--num-steps {args.num_steps}: {batch} steps do not make {parts} equal minibatches above 1")
     if args.total_timesteps < batch * WORKERS:
         raise BadInput(f"--total-timesteps {args.total_timesteps}: one rollout is {batch * WORKERS} steps already")
     if args.render and args.capture_video:
