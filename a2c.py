@@ -15,13 +15,13 @@ an action was than expected, and what follows after a rollout's end, so rollouts
 steps each, one gradient step improves both networks, and the steps are forgotten. Averaging over environments does
 what replay does for Q-learning: the steps of a batch are unlike each other.
 
-What changed from vpg.py: one gradient step on one loss, of policy, values and entropy, instead of one step of the
-policy and several passes for the values; short rollouts; only the one weight, the advantage.
+What changed from vpg.py: one gradient step on one loss, of policy, values and entropy, in place of one for the policy
+and several for the values; shorter rollouts; of the four weights only the advantage.
 
 Not in the paper: environments in step with each other rather than threads that do not wait; generalised advantages
-(--gae-lambda 1 gives the paper's n-step ones); Adam rather than RMSProp; observations and rewards scaled by running
-statistics and clipped at 10; weights that start orthogonal; time limits bootstrapped. Left out: recurrent policies, and
-a trunk shared by actor and critic.
+(--gae-lambda 1 gives the paper's n-step ones), standardised in each batch; Adam rather than RMSProp; observations and
+rewards scaled by running statistics and clipped at 10; weights that start orthogonal; means of bounded actions kept
+within the bounds; time limits bootstrapped. Left out: recurrent policies, a trunk shared by actor and critic.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
@@ -54,7 +54,7 @@ CHECKPOINT = "a2c 1"  # script and version: checkpoints of others are refused
 
 @dataclass
 class Args:
-    num_steps: int = 16  # T, steps of each environment in a rollout
+    num_steps: int = 8  # T, steps of each environment in a rollout
     gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
@@ -63,10 +63,10 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, of all environments and workers together
+    total_timesteps: int = 150_000  # environment steps, of all environments and workers together
     num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-3  # Adam's step size at the start
+    learning_rate: float = 3e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators

@@ -15,9 +15,12 @@ many. It weighs each action by the ratio r = pi(a|s) / pi_old(a|s), which correc
 limits how far the policy can move: either nothing is gained by an r outside [1 - eps, 1 + eps] (clip), or the
 objective pays a price beta for each nat of KL(pi_old || pi) (penalty).
 
-Not in the paper: observations and rewards are scaled by running statistics and clipped at 10, advantages are
-standardised in each minibatch, weights start orthogonal, gradients are clipped to a maximum norm, time limits are
-bootstrapped. Left out: recurrent policies, action masks, a trunk shared by actor and critic.
+What changed from a2c.py: several passes over a longer rollout, in minibatches; the ratio in place of log pi, with one
+of the two limits; the old policy's distributions, which both need, in the batch. At r = 1 the gradients are the same.
+
+Not in the paper: advantages standardised in each minibatch; observations and rewards scaled by running statistics and
+clipped at 10; weights that start orthogonal; gradients clipped to a maximum norm; means of bounded actions kept within
+the bounds; time limits bootstrapped. Left out: recurrent policies, action masks, a trunk shared by actor and critic.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """

@@ -31,8 +31,8 @@ afterwards, in several passes.
 
 Not in the paper: a critic with generalised advantages instead of sampled returns (Schulman et al. 2016); damping, which
 adds a multiple of the identity to H; advantages standardised in each batch; observations and rewards scaled by running
-statistics and clipped at 10; weights that start orthogonal; time limits bootstrapped. Left out: the vine sampling of
-Section 5.2, Fisher products on a tenth of the batch, an entropy bonus.
+statistics and clipped at 10; weights that start orthogonal; means of bounded actions kept within the bounds; time
+limits bootstrapped. Left out: vine sampling (Section 5.2), Fisher products on a tenth of the batch, an entropy bonus.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """

@@ -33,8 +33,9 @@ Without a critic nobody can say what follows after a cut. The first two forms th
 begins after the first T steps of a rollout, and those under way are played to their end. A time limit ends an episode
 for good there; with a critic, its last state keeps its value.
 
-Not in the papers: Adam; gradients clipped to a maximum norm; observations and rewards scaled by running statistics and
-clipped at 10; weights that start orthogonal.
+Not in the papers: weights standardised in each batch, which takes their mean away too; Adam; gradients clipped to a
+maximum norm; observations and rewards scaled by running statistics and clipped at 10; networks that start orthogonal;
+means of bounded actions kept within the bounds.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
