@@ -69,6 +69,12 @@ class Continuous(Probe):
         return -float((act[0] - 2 * self.sign) ** 2)
 
 
+class Unbounded(Continuous):
+    """The same with actions that have no bounds; the best is 2 or -2."""
+
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
 class MultiDiscrete(Probe):
     """Components of 2 and 4 choices, the second counted from 1: right are (sign > 0, 3)."""
 
@@ -141,6 +147,6 @@ class GraphObservations(ConstantReward):
     observation_space = spaces.Graph(spaces.Discrete(2), None)
 
 
-for probe in (*Probe.__subclasses__(), Image, Dict, Broken, BinaryActions, GraphObservations):
+for probe in (*Probe.__subclasses__(), Unbounded, Image, Dict, Broken, BinaryActions, GraphObservations):
     gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
 gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)

@@ -1,16 +1,15 @@
 """The files around the scripts say the same as the scripts."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import ppo
+from tests.test_family import FAMILY, ROOT
 
-ROOT = Path(ppo.__file__).parent
 README = (ROOT / "README.md").read_text()
 FOR_TESTS = {"hypothesis", "pytest", "ruff"}
 
@@ -31,11 +30,12 @@ def inline_dependencies(script):
     return ast.literal_eval(re.search(r"dependencies = (\[.*?^\])", block, re.DOTALL | re.MULTILINE).group(1))
 
 
-def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements():
+@pytest.mark.parametrize("name", FAMILY)
+def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines)
     pinned = versions(lines)
-    dependencies = inline_dependencies(ROOT / "ppo.py")
+    dependencies = inline_dependencies(ROOT / f"{name}.py")
     assert all(">=" in line for line in dependencies)
     lower = versions(dependencies)
     assert lower.keys() == pinned.keys() - FOR_TESTS
@@ -43,23 +43,25 @@ def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements():
         assert bound <= min(pinned[name])
 
 
-def test_inline_dependencies_cover_the_imports():
-    tree = ast.parse((ROOT / "ppo.py").read_text())
+@pytest.mark.parametrize("name", FAMILY)
+def test_inline_dependencies_cover_the_imports(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text())
     imports = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     foreign = {name.split(".")[0] for name in imports} - sys.stdlib_module_names
     assert foreign == {"gymnasium", "numpy", "torch", "tqdm", "tyro", "wandb"}
-    assert foreign <= versions(inline_dependencies(ROOT / "ppo.py")).keys()
+    assert foreign <= versions(inline_dependencies(ROOT / f"{name}.py")).keys()
 
 
-def test_flags_in_the_readme_exist():
-    commands = re.findall(
-        r"^.*\bppo\.py .*$", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)), re.MULTILINE
-    )
-    assert len(commands) > 5
+@pytest.mark.parametrize("name", FAMILY)
+def test_flags_in_the_readme_exist(name):
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    commands = re.findall(rf"^.*\b{name}\.py\b.*$", blocks, re.MULTILINE)
+    assert commands
+    fields = importlib.import_module(name).Args.__dataclass_fields__
     for line in commands:
-        for flag in re.findall(r"--([a-z-]+)", line.split("ppo.py ", 1)[1]):
-            assert flag.removeprefix("no-").replace("-", "_") in {"help", *ppo.Args.__dataclass_fields__}, line
+        for flag in re.findall(r"--([a-z-]+)", line.split(f"{name}.py", 1)[1]):
+            assert flag.removeprefix("no-").replace("-", "_") in {"help", *fields}, line
 
 
 def test_files_named_in_the_readme_exist():

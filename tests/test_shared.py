@@ -136,6 +136,15 @@ def test_components_of_a_multidiscrete_action_are_independent_and_of_their_own_s
     assert pi.kl(pi).abs().max() == 0
 
 
+@pytest.mark.parametrize(("env_id", "largest"), [("Pendulum-v1", 1), ("ProbeUnbounded-v0", 100)])
+def test_the_mean_of_an_action_stays_within_its_bounds_if_it_has_any(env_id, largest):
+    agent = make_agent(env_id)
+    with torch.no_grad():
+        agent.actor[-1].weight.zero_()
+        agent.actor[-1].bias.fill_(100)
+    assert agent.policy(torch.zeros(1, *agent.obs_norm.mean.shape)).mode().item() == largest
+
+
 # Running statistics and networks
 
 
