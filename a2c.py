@@ -117,8 +117,8 @@ def train(args):
         while run.step + batch_size <= args.total_timesteps:
             if run.cut_due:
                 obs = run.clean_cut(envs)
-            left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
-            optimizer.param_groups[0]["lr"] = args.learning_rate * left
+            left = 1 - run.step / args.total_timesteps
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
 
             # Collect: T steps in each of N environments, all by the current policy.
             rollout = []
@@ -281,7 +281,7 @@ class ActorCritic(nn.Module):
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # to [-1, 1], see make_env
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.as_tensor(np.ravel(choices))  # [K]

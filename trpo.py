@@ -70,18 +70,19 @@ class Args:
     cg_damping: float = 0.1  # added to the diagonal of H
     line_search_steps: int = 10  # lengths tried
     line_search_shrink: float = 0.8  # from one length to the next
-    num_steps: int = 64  # T, steps of each environment in a rollout
+    num_steps: int = 128  # T, steps of each environment in a rollout
     gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
-    value_epochs: int = 20  # passes over a rollout that fit the values, a gradient step each
+    value_epochs: int = 40  # passes over a rollout that fit the values, a gradient step each
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
+    anneal_kl: bool = True  # and so does max_kl
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
     total_timesteps: int = 100_000  # environment steps, of all environments and workers together
     num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-3  # Adam's step size at the start
+    learning_rate: float = 3e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
@@ -174,7 +175,7 @@ def flat(tensors):
 
 def update(agent, optimizer, batch, args):
     """One step of the policy by Eq. 14, several of the values; batch: obs, act, adv, ret, each [B, ...]."""
-    obs, act, adv, ret = batch
+    (obs, act, adv, ret), max_kl = batch, optimizer.param_groups[0]["max_kl"]
     params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
     adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: noise alone must not move a policy that is good already
     pi = agent.policy(obs)
@@ -186,8 +187,8 @@ def update(agent, optimizer, batch, args):
 
     g = linear_objective(surrogate(pi, old_pi, act, adv), params)
     product = quadratic_constraint(old_pi.kl(pi).mean(), params, args.cg_damping)
-    step = natural_gradient_step(product, g, args.max_kl, args.cg_iters)
-    fraction = line_search(evaluate, params, step, args.max_kl, args.line_search_shrink, args.line_search_steps)
+    step = natural_gradient_step(product, g, max_kl, args.cg_iters)
+    fraction = line_search(evaluate, params, step, max_kl, args.line_search_shrink, args.line_search_steps)
     with torch.no_grad():
         gain, kl = evaluate()
 
@@ -212,8 +213,9 @@ def train(args):
         while run.step + batch_size <= args.total_timesteps:
             if run.cut_due:
                 obs = run.clean_cut(envs)
-            left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
-            optimizer.param_groups[0]["lr"] = args.learning_rate * left
+            left = 1 - run.step / args.total_timesteps
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
+            optimizer.param_groups[0]["max_kl"] = args.max_kl * (left if args.anneal_kl else 1)
 
             # Collect: T steps in each of N environments, all by the current policy.
             rollout = []
@@ -376,7 +378,7 @@ class ActorCritic(nn.Module):
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # to [-1, 1], see make_env
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.25))  # wide at first, to reach the bounds often
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide at first, to reach the bounds often
         else:  # K components of up to M choices; where there are fewer, the others get no probability
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.as_tensor(np.ravel(choices))  # [K]

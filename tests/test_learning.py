@@ -14,9 +14,9 @@ import ppo
 from tests.test_family import FAMILY, ROOT
 
 SMALL = {
-    "vpg": {"num_steps": 16, "total_timesteps": 25_600, "learning_rate": 1e-2, "value_epochs": 10},
+    "vpg": {"num_steps": 16, "total_timesteps": 25_600, "learning_rate": 5e-3},
     "a2c": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 1e-2},
-    "trpo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 1e-2, "value_epochs": 10, "max_kl": 0.05},
+    "trpo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 5e-3, "value_epochs": 10, "max_kl": 0.05},
     "ppo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 3e-3, "num_minibatches": 4},
 }
 AGENTS = {name: {} for name in FAMILY}
@@ -84,7 +84,7 @@ def test_the_better_action_becomes_the_likely_one(tmp_path, agent):
     ("env_id", "best"),
     [
         ("ProbeRewardFromBoth-v0", 1),
-        ("ProbeContinuous-v0", 0),
+        ("ProbeUnbounded-v0", 0),
         ("ProbeMultiDiscrete-v0", 2),
         ("ProbeShifted-v0", 1),
         ("ProbeDict-v0", 1),
@@ -94,6 +94,13 @@ def test_the_better_action_becomes_the_likely_one(tmp_path, agent):
 def test_actions_depend_on_the_observation(tmp_path, agent, env_id, best):
     train(tmp_path, agent, env_id)
     assert mean_return(tmp_path) == pytest.approx(best, abs=0.1)
+
+
+@pytest.mark.parametrize("agent", ["trpo", "ppo", "ppo penalty"])
+def test_actions_find_their_place_between_bounds(tmp_path, agent):
+    """Not vpg and a2c: their steps have no limit, and run past the place to the bound, where all actions pay the same."""
+    train(tmp_path, agent, "ProbeContinuous-v0")
+    assert mean_return(tmp_path) == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize("agent", FAMILY)

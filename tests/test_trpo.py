@@ -21,7 +21,9 @@ def make(env_id="CartPole-v1", size=64, **flags):
     obs = torch.randn(size, *agent.obs_norm.mean.shape)
     with torch.no_grad():
         batch = [obs, agent.policy(obs).sample(), torch.randn(size), torch.randn(size)]
-    return agent, torch.optim.Adam(agent.critic.parameters(), 1e-3), batch, args
+    optimizer = torch.optim.Adam(agent.critic.parameters(), 1e-3)
+    optimizer.param_groups[0]["max_kl"] = args.max_kl
+    return agent, optimizer, batch, args
 
 
 def policy_params(agent):
@@ -209,3 +211,18 @@ def test_the_optimizer_fits_the_values_alone():
     trpo.update(agent, optimizer, batch, args)
     assert ((agent.value(batch[0]) - batch[3]) ** 2).mean() < before
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in agent.critic.parameters()}
+
+
+@pytest.mark.parametrize(("anneal_kl", "radii"), [(True, [0.02, 0.015, 0.01, 0.005]), (False, [0.02] * 4)])
+def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, monkeypatch, anneal_kl, radii):
+    seen, update = [], trpo.update
+    monkeypatch.setattr(
+        trpo,
+        "update",
+        lambda agent, optimizer, *rest: (
+            seen.append(optimizer.param_groups[0]["max_kl"]) or update(agent, optimizer, *rest)
+        ),
+    )
+    flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}
+    trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **flags))
+    assert seen == pytest.approx(radii)
