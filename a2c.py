@@ -63,10 +63,10 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 150_000  # environment steps, of all environments and workers together
+    total_timesteps: int = 200_000  # environment steps, of all environments and workers together
     num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 3e-3  # Adam's step size at the start
+    learning_rate: float = 2e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
@@ -344,7 +344,7 @@ def make_env(args, evaluation=False):
         env = wrappers.FlattenObservation(env)
     if isinstance(act_space, spaces.Box) and act_space.is_bounded():
         env = wrappers.RescaleAction(env, -1, 1)
-        return wrappers.TransformAction(env, lambda act: act.clip(-1, 1), env.action_space)
+        return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
     if isinstance(act_space, spaces.Box):
         return wrappers.ClipAction(env)
     if np.any(act_space.start):  # choices count from 0 here, not so in every environment

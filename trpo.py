@@ -441,7 +441,7 @@ def make_env(args, evaluation=False):
         env = wrappers.FlattenObservation(env)
     if isinstance(act_space, spaces.Box) and act_space.is_bounded():
         env = wrappers.RescaleAction(env, -1, 1)
-        return wrappers.TransformAction(env, lambda act: act.clip(-1, 1), env.action_space)
+        return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
     if isinstance(act_space, spaces.Box):
         return wrappers.ClipAction(env)
     if np.any(act_space.start):  # choices count from 0 here, not so in every environment

@@ -14,8 +14,8 @@ import ppo
 from tests.test_family import FAMILY, ROOT
 
 SMALL = {
-    "vpg": {"num_steps": 16, "total_timesteps": 25_600, "learning_rate": 5e-3},
-    "a2c": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 1e-2},
+    "vpg": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 3e-3},
+    "a2c": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 3e-3},
     "trpo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 5e-3, "value_epochs": 10, "max_kl": 0.05},
     "ppo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 3e-3, "num_minibatches": 4},
 }
@@ -90,7 +90,7 @@ def test_the_better_action_becomes_the_likely_one(tmp_path, agent):
         ("ProbeDict-v0", 1),
     ],
 )
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", [*FAMILY, "vpg total-return", "ppo penalty"])
 def test_actions_depend_on_the_observation(tmp_path, agent, env_id, best):
     train(tmp_path, agent, env_id)
     assert mean_return(tmp_path) == pytest.approx(best, abs=0.1)
@@ -98,14 +98,14 @@ def test_actions_depend_on_the_observation(tmp_path, agent, env_id, best):
 
 @pytest.mark.parametrize("agent", ["trpo", "ppo", "ppo penalty"])
 def test_actions_find_their_place_between_bounds(tmp_path, agent):
-    """Not vpg and a2c: their steps have no limit, and run past the place to the bound, where all actions pay the same."""
+    """Not vpg and a2c: no limit to their steps, which run on to the bound, where all actions pay the same."""
     train(tmp_path, agent, "ProbeContinuous-v0")
     assert mean_return(tmp_path) == pytest.approx(0, abs=0.1)
 
 
-@pytest.mark.parametrize("agent", FAMILY)
+@pytest.mark.parametrize("agent", ["trpo", "ppo"])
 def test_actions_depend_on_the_image(tmp_path, agent):
-    train(tmp_path, agent, "ProbeImage-v0", total_timesteps=2_560, learning_rate=3e-3)
+    train(tmp_path, agent, "ProbeImage-v0", total_timesteps=2_560)
     assert mean_return(tmp_path) == 1
 
 
