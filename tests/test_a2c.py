@@ -1,5 +1,7 @@
 """a2c.py between its siblings: where they should coincide, they do, to the bit or to rounding."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def make(module, env_id="CartPole-v1", **flags):
     torch.manual_seed(0)
     env = module.make_env(args)
     agent = module.ActorCritic(env.observation_space, env.action_space, args)
-    optimizer = torch.optim.Adam(agent.parameters(), 1e-2)
+    optimizer = torch.optim.SGD(agent.parameters(), 0.1)
     optimizer.param_groups[0]["beta"] = 1.0
     return agent, optimizer, args
 
@@ -59,17 +61,18 @@ def test_one_update_is_the_first_step_of_ppo(env_id, objective):
 
 
 def test_loss_by_hand():
-    """Two actions with probability 1/2 each, advantages 1 and 3, values 0, returns 2 and -2."""
+    """Actions with probabilities 3/4 and 1/4, advantages 1 and 3, values 0, returns 2 and -2."""
     agent, optimizer, args = make(a2c)
     with torch.no_grad():
         for p in agent.parameters():
             p.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([3.0, 1.0]).log())
     batch = [torch.zeros(2, 4), torch.tensor([[0], [1]]), torch.tensor([1.0, 3.0]), torch.tensor([2.0, -2.0])]
     losses = a2c.update(agent, optimizer, batch, args)
-    log_2 = pytest.approx(0.693147, abs=1e-5)
-    assert losses["policy_loss"] == 2 * losses["entropy"]  # log 2 * (1 + 3) / 2
-    assert losses["value_loss"] == 4
-    assert losses["entropy"] == log_2
+    adv = 1 / (math.sqrt(2) + 0.1)  # standardised, the advantages are -adv and adv
+    assert losses["policy_loss"] == pytest.approx(-(-adv * math.log(3 / 4) + adv * math.log(1 / 4)) / 2)
+    assert losses["value_loss"] == (2**2 + 2**2) / 2
+    assert losses["entropy"] == pytest.approx(-3 / 4 * math.log(3 / 4) - 1 / 4 * math.log(1 / 4))
 
 
 def test_gradients_are_clipped_to_the_maximum_norm_and_reported_as_they_were():

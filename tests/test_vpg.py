@@ -220,7 +220,9 @@ def make(**flags):
     torch.manual_seed(0)
     env = vpg.make_env(args)
     agent = vpg.ActorCritic(env.observation_space, env.action_space, args)
-    batch = [torch.randn(64, 4), torch.randint(2, (64, 1)), torch.randn(64), torch.randn(64)]
+    weight = torch.randn(64)
+    weight = 0.9 * (weight - weight.mean()) / weight.std()  # update leaves these as they are
+    batch = [torch.randn(64, 4), torch.randint(2, (64, 1)), weight, torch.randn(64)]
     return agent, torch.optim.SGD(agent.parameters(), 0.1), batch, args
 
 
