@@ -63,7 +63,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 200_000  # environment steps, of all environments and workers together
+    total_timesteps: int = 300_000  # environment steps, of all environments and workers together
     num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 2e-3  # Adam's step size at the start

@@ -187,7 +187,7 @@ def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, mo
     )
     vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **SHORT))
     assert len(rollouts) > 1
-    for done, (_, _, weight, _) in zip(rollouts, batches):
+    for done, (obs, _, weight, _) in zip(rollouts, batches):
         used = vpg.begun_before(20, done)
         assert len(weight) == used.sum()
         if form in vpg.WITHOUT_CRITIC:
@@ -195,13 +195,14 @@ def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, mo
             assert used[:20].all()  # nothing that could be used is thrown away
             assert done[last, range(3)].all()  # and nothing used is incomplete
             assert len(done) == last.max() + 1
+            assert obs[:3].abs().max() <= 0.05  # as CartPole starts: each rollout begins with new episodes
         else:
             assert len(done) == 20
             assert used.all()
 
 
-def test_whole_episodes_begin_anew_with_each_rollout(tmp_path, monkeypatch):
-    """In a process of constant length 10 each rollout of T = 15 is 20 steps long, and every return is whole."""
+def test_episodes_under_way_are_played_to_their_end(tmp_path, monkeypatch):
+    """Where an episode lasts 10 steps, a rollout of T = 15 takes 20, and every return is whole."""
     returns, reward_to_go = [], vpg.reward_to_go
     monkeypatch.setattr(vpg, "reward_to_go", lambda *args: returns.append(reward_to_go(*args)) or returns[-1].clone())
     flags = SHORT | {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
@@ -246,3 +247,14 @@ def test_the_values_take_several_steps_towards_the_returns():
     vpg.update(agent, optimizer, batch, args)
     for ours, theirs in zip(agent.critic.parameters(), reference.parameters()):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_constant_added_to_all_weights_changes_nothing():
+    agents = []
+    for constant in (0.0, 5.0):
+        agent, optimizer, batch, args = make()
+        batch[2] = batch[2] + constant
+        vpg.update(agent, optimizer, batch, args)
+        agents.append(agent)
+    for one, two in zip(*(agent.parameters() for agent in agents)):
+        torch.testing.assert_close(one, two)
