@@ -29,10 +29,11 @@ most delta; if no length does, the policy stays where it was.
 What changed from a2c.py: the policy takes that step instead of the optimizer's; only the values are fitted by Adam,
 afterwards, in several passes.
 
-Not in the paper: a critic with generalised advantages instead of sampled returns (Schulman et al. 2016); damping, which
-adds a multiple of the identity to H; advantages standardised in each batch; observations and rewards scaled by running
-statistics and clipped at 10; weights that start orthogonal; means of bounded actions kept within the bounds; time
-limits bootstrapped. Left out: vine sampling (Section 5.2), Fisher products on a tenth of the batch, an entropy bonus.
+Not in the paper: a critic with generalised advantages instead of sampled returns (Schulman et al. 2016); a delta that
+shrinks over the run; damping, which adds a multiple of the identity to H; advantages standardised in each batch;
+observations and rewards scaled by running statistics and clipped at 10; weights that start orthogonal; means of bounded
+actions kept within the bounds; time limits bootstrapped. Left out: vine sampling (Section 5.2), Fisher products on a
+tenth of the batch, an entropy bonus.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
@@ -75,7 +76,7 @@ class Args:
     value_epochs: int = 40  # passes over a rollout that fit the values, a gradient step each
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
-    anneal_kl: bool = True  # and so does max_kl
+    anneal_kl: bool = True  # and so does max_kl: a good policy has only noise left to follow
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
@@ -177,7 +178,7 @@ def update(agent, optimizer, batch, args):
     """One step of the policy by Eq. 14, several of the values; batch: obs, act, adv, ret, each [B, ...]."""
     (obs, act, adv, ret), max_kl = batch, optimizer.param_groups[0]["max_kl"]
     params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
-    adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: noise alone must not move a policy that is good already
+    adv = (adv - adv.mean()) / (adv.std() + 0.1)  # no matter how large: the step is scaled to max_kl
     pi = agent.policy(obs)
     old_pi = agent.distribution(pi.params.detach())
 
