@@ -228,7 +228,14 @@ def test_a_finished_run_goes_on_with_a_larger_budget_into_another_folder(tmp_pat
 @pytest.mark.parametrize("flags", [[], ["--async-envs"]])
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, flags):
     argv = command(*flags, run_dir="out", **SHORT | {"total_timesteps": 1_000_000})
-    process = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        argv,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     rows = tmp_path / "out/metrics.csv"
     wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 10, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the children too
