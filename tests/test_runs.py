@@ -358,7 +358,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, mon
         ("--env-id Nope-v0", "--env-id Nope-v0: Environment `Nope` doesn't exist"),
         ("--env-id ProbeBinaryActions-v0", "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions"),
         ("--num-steps 0", "--num-steps 0: must lie between 1 and inf"),
-        ("--num-envs 1 --num-steps 1", "--num-steps 1: 1 steps do not make 1 equal minibatches above 1"),
+        ("--num-envs 1 --num-steps 1", "--num-steps 1: 1 steps do not make"),
         ("--total-timesteps 10", "--total-timesteps 10: one rollout is"),
         ("--max-grad-norm -1", "--max-grad-norm -1.0: must lie between 0 and inf"),
         ("--device toaster", "--device toaster: "),
