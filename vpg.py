@@ -148,7 +148,8 @@ def update(agent, optimizer, batch, args):
     entropy = pi.entropy().mean()
     grad_norm = gradient_step(optimizer, policy_loss, args.max_grad_norm)
 
-    for _ in range(args.value_epochs):
+    v_loss = torch.zeros_like(entropy)
+    for _ in range(0 if args.form in WITHOUT_CRITIC else args.value_epochs):
         v_loss = F.mse_loss(agent.value(obs), ret)
         gradient_step(optimizer, v_loss, args.max_grad_norm)
 

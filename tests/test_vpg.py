@@ -258,3 +258,12 @@ def test_a_constant_added_to_all_weights_changes_nothing():
         agents.append(agent)
     for one, two in zip(*(agent.parameters() for agent in agents)):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_without_a_critic_fit_none(form):
+    agent, optimizer, batch, args = make(form=form)
+    before = [p.clone() for p in agent.critic.parameters()]
+    vpg.update(agent, optimizer, batch, args)
+    untouched = all(torch.equal(p, start) for p, start in zip(agent.critic.parameters(), before))
+    assert untouched == (form in vpg.WITHOUT_CRITIC)
