@@ -580,7 +580,7 @@ def gradient_step(optimizer, loss, max_grad_norm):
     optimizer.zero_grad()
     loss.backward()
     params = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    (flat,) = all_mean([torch.cat([p.grad.flatten() for p in params])])  # one vector: a tenth of the calls
+    (flat,) = all_mean([torch.cat([p.grad.flatten() for p in params])])  # as one vector: fewer calls
     norm = flat.norm()
     flat *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
     for p, grad in zip(params, flat.split([p.numel() for p in params])):
