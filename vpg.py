@@ -165,7 +165,7 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC
 
-    with Run(args, agent, optimizer) as run:
+    with Run(args, agent=agent, optimizer=optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
         while run.step + batch_size <= args.total_timesteps:
             if run.cut_due or whole_episodes:
@@ -422,8 +422,8 @@ def make_envs(args):
 class Run:
     """Folder, counters and clean cuts of one run. Under torchrun every worker has one, but only worker 0 writes."""
 
-    def __init__(self, args, agent, optimizer):
-        self.args, self.agent, self.optimizer = args, agent, optimizer
+    def __init__(self, args, **parts):  # what a checkpoint keeps by its state_dict: agent, optimizer
+        self.args, self.agent, self.parts = args, parts["agent"], parts
         self.step, self.seconds, self.cut_due, metrics_size = 0, 0.0, True, 0
         self.recent = deque(maxlen=20)  # return and length of the last finished episodes
         self.current = np.zeros((2, args.num_envs))  # return and length, so far, of the episodes under way
@@ -431,11 +431,11 @@ class Run:
             saved = load(args.resume)
             if saved["args"]["env_id"] != args.env_id:
                 raise BadInput(f"--env-id {args.env_id}: the checkpoint is for {saved['args']['env_id']}")
-            try:
-                agent.load_state_dict(saved["agent"])
-                optimizer.load_state_dict(saved["optimizer"])
-            except (RuntimeError, ValueError) as error:
-                raise BadInput(f"--hidden-sizes {args.hidden_sizes}: the checkpoint has other networks") from error
+            for name, part in parts.items():
+                try:
+                    part.load_state_dict(saved[name])
+                except (RuntimeError, ValueError) as error:
+                    raise BadInput(f"--resume {args.resume}: its {name} has other sizes than the flags say") from error
             self.step, self.seconds, metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
             self.recent.extend(saved["recent"])
 
@@ -481,7 +481,7 @@ class Run:
         if RANK == 0:
             saved = {"format": CHECKPOINT, "args": asdict(self.args), "step": self.step, "seconds": self.seconds}
             saved |= {"recent": list(self.recent), "metrics_size": self.metrics.tell()}
-            saved |= {"agent": self.agent.state_dict(), "optimizer": self.optimizer.state_dict()}
+            saved |= {name: part.state_dict() for name, part in self.parts.items()}
             torch.save(saved, f"{self.checkpoint}.new")
             os.replace(f"{self.checkpoint}.new", self.checkpoint)  # at once: there is always a whole checkpoint
 
@@ -512,7 +512,7 @@ class Run:
             self.bar.set_postfix({"return": ret}, refresh=False)
             self.bar.update(self.step - self.bar.n)
         if self.wandb:
-            self.wandb.log(row, step=self.step)
+            self.wandb.log({name: number for name, number in row.items() if number != ""}, step=self.step)
 
     def finish(self, env):
         """Evaluate the agent in env, write eval.json and print the last line."""

@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+import dqn
 import ppo
-from tests.test_family import FAMILY, ROOT
+from tests.test_family import FAMILY, ROOT, SCRIPTS
 
 SHORT = {"num_envs": 4, "num_steps": 32, "total_timesteps": 1_280, "checkpoint_every": 512, "eval_episodes": 2}
 VARIANTS = {name: (name, {}) for name in FAMILY}  # the second objective, and the form with rollouts of changing length
 VARIANTS |= {"ppo penalty": ("ppo", {"objective": "penalty"}), "vpg total-return": ("vpg", {"form": "total-return"})}
+VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000, "target_interval": 3}
 
 
 def command(*flags, script="ppo.py", **named):
@@ -63,7 +65,7 @@ def load_agent(folder):
 # What a run leaves
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_works_alone_in_an_empty_folder_and_leaves_what_the_readme_says(tmp_path, name):
     copy = shutil.copy(ROOT / f"{name}.py", tmp_path / "mine.py")
     done = run(*command(script=copy, **SHORT, seed=3), cwd=tmp_path, PYTHONPATH="")
@@ -74,7 +76,8 @@ def test_a_script_works_alone_in_an_empty_folder_and_leaves_what_the_readme_says
     assert json.loads((folder / "args.json").read_text())["seed"] == 3
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [128 * i for i in range(1, 11)]
-    assert {"episodic_return", "episodic_length", "policy_loss", "value_loss", "entropy"} <= rows[0].keys()
+    losses = {"td_loss", "q_value", "epsilon"} if name == "dqn" else {"policy_loss", "value_loss", "entropy"}
+    assert {"episodic_return", "episodic_length", "grad_norm"} | losses <= rows[0].keys()
 
     result = json.loads((folder / "eval.json").read_text())
     assert result.keys() == {"mean", "std", "episodes", "returns", "global_step", "seconds"}
@@ -84,7 +87,7 @@ def test_a_script_works_alone_in_an_empty_folder_and_leaves_what_the_readme_says
     assert done.stdout.splitlines() == [summary]
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_explains_every_flag(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
@@ -99,7 +102,7 @@ def test_help_explains_every_flag(capsys, monkeypatch, name):
 
 
 def test_importing_the_scripts_runs_nothing_and_imports_no_tracker(tmp_path):
-    code = f"import sys, {', '.join(FAMILY)}; sys.exit('wandb' in sys.modules)"
+    code = f"import sys, {', '.join(SCRIPTS)}; sys.exit('wandb' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).returncode == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -135,8 +138,10 @@ def test_tracking_works_offline_and_without_an_account(tmp_path):
 # The same again
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("name", FAMILY)
+SAME = [*((name, env_id) for name in FAMILY for env_id in ("CartPole-v1", "Pendulum-v1")), ("dqn", "CartPole-v1")]
+
+
+@pytest.mark.parametrize(("name", "env_id"), SAME)
 def test_the_same_seed_gives_the_same_run(tmp_path, name, env_id):
     one, two = train(tmp_path / "1", name, env_id=env_id), train(tmp_path / "2", name, env_id=env_id)
     assert_same_agent(one, two)
@@ -256,6 +261,17 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1_152
 
 
+def test_a_replay_buffer_too_large_for_checkpoints_is_filled_anew(tmp_path, monkeypatch):
+    """The resumed run acts as its network says, and learns when it has seen enough again."""
+    monkeypatch.setattr(dqn, "KEPT", 0)
+    flags = {"learning_starts": 256, "batch_size": 32}
+    train(tmp_path / "1", "dqn", **flags)
+    assert torch.load(tmp_path / "1/checkpoint.pt", weights_only=True)["replay"] == {}
+    flags |= {"resume": str(tmp_path / "1/checkpoint.pt"), "total_timesteps": 2_560}
+    train(tmp_path / "2", "dqn", **flags)
+    assert [row["td_loss"] == "" for row in metrics(tmp_path / "2")] == [True] + [False] * 9
+
+
 def test_rows_after_the_checkpoint_are_written_again(tmp_path):
     """The only checkpoint is that of step 0: resumed, the run writes all its rows anew, under their heading."""
     flags = {"env_id": "ProbeBroken-v0", "checkpoint_every": 10_000}
@@ -271,7 +287,7 @@ def test_rows_after_the_checkpoint_are_written_again(tmp_path):
 # Several processes
 
 
-@pytest.mark.parametrize("variant", [*FAMILY, "vpg total-return"])
+@pytest.mark.parametrize("variant", [*SCRIPTS, "vpg total-return"])
 def test_two_workers_train_one_agent(tmp_path, variant):
     """Each steps environments of its own; their parameters stay equal to the bit."""
     name, more = VARIANTS[variant]
@@ -351,14 +367,13 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         ("--env-id Nope-v0", "--env-id Nope-v0: Environment `Nope` doesn't exist"),
         ("--env-id ProbeBinaryActions-v0", "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions"),
         ("--num-steps 0", "--num-steps 0: must lie between 1 and inf"),
-        ("--num-envs 1 --num-steps 1", "--num-steps 1: 1 steps do not make"),
         ("--total-timesteps 10", "--total-timesteps 10: one rollout is"),
         ("--max-grad-norm -1", "--max-grad-norm -1.0: must lie between 0 and inf"),
         ("--device toaster", "--device toaster: "),
@@ -374,6 +389,7 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
 @pytest.mark.parametrize(
     ("name", "flags", "sentence"),
     [
+        *((name, "--num-envs 1 --num-steps 1", "--num-steps 1: 1 steps do not make") for name in FAMILY),
         ("vpg", "--form best", "--form"),
         ("vpg", "--value-epochs 0", "--value-epochs 0: must lie between 1 and inf"),
         ("a2c", "--ent-coef -1", "--ent-coef -1.0: must lie between 0 and inf"),
@@ -382,6 +398,27 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
         ("trpo", "--cg-damping nan", "--cg-damping nan: must lie between 0 and inf"),
         ("trpo", "--line-search-steps 0", "--line-search-steps 0: must lie between 1 and inf"),
         ("trpo", "--line-search-shrink 1.5", "--line-search-shrink 1.5: must lie between 0 and 1"),
+        ("dqn", "--env-id Pendulum-v1", "supported are Discrete actions (vpg.py, a2c.py, trpo.py and ppo.py take Box"),
+        (
+            "dqn",
+            "--env-id ProbeMultiDiscrete-v0",
+            "--env-id ProbeMultiDiscrete-v0: MultiDiscrete([2 4], start=[0 1]) act",
+        ),
+        (
+            "dqn",
+            "--buffer-size 63 --learning-starts 1",
+            "--buffer-size 63: less than a rollout, 64, or --learning-starts",
+        ),
+        ("dqn", "--buffer-size 999", "--buffer-size 999: less than a rollout, 64, or --learning-starts"),
+        ("dqn", "--buffer-size 1000000000000", "--buffer-size 1000000000000: takes "),
+        ("dqn", "--batch-size 0", "--batch-size 0: must lie between 1 and inf"),
+        ("dqn", "--gradient-steps 0", "--gradient-steps 0: must lie between 1 and inf"),
+        ("dqn", "--n-step 0", "--n-step 0: must lie between 1 and inf"),
+        ("dqn", "--target-interval 0", "--target-interval 0: must lie between 1 and inf"),
+        ("dqn", "--tau 1.5", "--tau 1.5: must lie between 0 and 1"),
+        ("dqn", "--epsilon-start 1.5", "--epsilon-start 1.5: must lie between 0 and 1"),
+        ("dqn", "--epsilon-end nan", "--epsilon-end nan: must lie between 0 and 1"),
+        ("dqn", "--exploration-fraction -1", "--exploration-fraction -1.0: must lie between 0 and 1"),
     ],
 )
 def test_flags_of_one_script_are_checked(capsys, monkeypatch, tmp_path, name, flags, sentence):
@@ -427,7 +464,7 @@ def test_checkpoints_that_do_not_fit_are_refused(capsys, monkeypatch, tmp_path, 
     assert "a checkpoint of a2c 1, not ppo 1" in refusal(capsys, monkeypatch, "--resume", "a2c.pt")
     flags = "--resume", finished / "checkpoint.pt", "--run-dir", "out"
     assert "the checkpoint is for CartPole-v1" in refusal(capsys, monkeypatch, *flags, "--env-id", "Acrobot-v1")
-    assert "the checkpoint has other networks" in refusal(capsys, monkeypatch, *flags, "--hidden-sizes", 8)
+    assert "its agent has other sizes than the flags say" in refusal(capsys, monkeypatch, *flags, "--hidden-sizes", 8)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -1,0 +1,278 @@
+"""Deep Q-learning: targets by hand, a buffer that never mixes episodes, and Q* of a small process."""
+
+import csv
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dqn
+
+
+def make_agent(env_id="CartPole-v1", **flags):
+    args = dqn.Args(env_id=env_id, **flags)
+    torch.manual_seed(0)
+    env = dqn.make_env(args)
+    agent = dqn.QNetwork(env.observation_space, env.action_space, args)
+    optimizer = torch.optim.Adam(agent.network.parameters(), args.learning_rate)
+    return agent, optimizer, args
+
+
+def make_replay(size, num_envs=1, obs_space=None):
+    obs_space = obs_space or spaces.Box(-1, 1e6, (1,))
+    return dqn.ReplayBuffer(obs_space, dqn.Args(buffer_size=size, num_envs=num_envs))
+
+
+def rollout(ids, rew, terminated, done, following=0.5):
+    """Steps [T, N] whose observation is their number, with the same plus a half for their successor."""
+    obs = torch.as_tensor(ids, dtype=torch.float32)[..., None]
+    tensors = (torch.as_tensor(x) for x in (rew, terminated, done))
+    rew, terminated, done = tensors
+    return obs, torch.zeros(obs.shape[:-1], dtype=torch.int64), rew.float(), obs + following, terminated, done
+
+
+# Targets
+
+
+def test_target_by_hand():
+    """Reward 1, then half of the next state's best value by the target network, 3, unless the state is terminal."""
+    next_q = torch.tensor([[2.0, 3.0], [2.0, 3.0]])
+    terminated = torch.tensor([False, True])
+    ones = torch.ones(2)
+    assert dqn.td_target(ones, ones / 2, terminated, next_q, next_q.argmax(-1)).tolist() == [1 + 3 / 2, 1]
+
+
+def test_double_target_by_hand():
+    """The network prefers action 0, so the target network's value of action 0 counts, though 3 is more."""
+    q, next_q = torch.tensor([[9.0, 8.0]]), torch.tensor([[2.0, 3.0]])
+    target = dqn.td_target(torch.ones(1), torch.full((1,), 0.5), torch.tensor([False]), next_q, q.argmax(-1))
+    assert target.item() == 1 + 2 / 2
+
+
+@pytest.mark.parametrize(("double_q", "best"), [(True, 0), (False, 1)])
+def test_an_update_asks_the_network_or_the_target_network_for_the_next_action(monkeypatch, double_q, best):
+    agent, optimizer, args = make_agent(double_q=double_q)
+    constant = {"network": [9.0, 8.0], "target": [2.0, 3.0]}
+    for name, outputs in constant.items():
+        last = getattr(agent, name)[-1]
+        torch.nn.init.zeros_(last.weight)
+        last.bias.data = torch.tensor(outputs)
+    chosen, td_target = [], dqn.td_target
+    monkeypatch.setattr(dqn, "td_target", lambda *args: chosen.append(args[-1]) or td_target(*args))
+    obs = torch.zeros(3, 4)
+    flag = torch.zeros(3, dtype=torch.bool)
+    dqn.update(agent, optimizer, (obs, flag.long(), torch.ones(3), obs, flag, torch.ones(3)), args)
+    assert chosen[0].tolist() == [best] * 3
+
+
+def test_only_the_value_of_the_action_taken_moves_and_no_gradient_reaches_the_target():
+    agent, optimizer, args = make_agent(tau=0.0)
+    before = [p.clone() for p in agent.target.parameters()]
+    last = agent.network[-1]
+    bias = last.bias.clone()
+    obs = torch.randn(5, 4)
+    flag = torch.zeros(5, dtype=torch.bool)
+    dqn.update(agent, optimizer, (obs, flag.long(), torch.ones(5), obs, flag, torch.ones(5)), args)
+    assert all(p.grad is None for p in agent.target.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(before, agent.target.parameters()))
+    assert last.bias[0] != bias[0]
+    assert last.bias[1] == bias[1]
+
+
+def test_the_target_moves_a_little_each_time_or_all_of_the_way_now_and_then():
+    batch = torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), torch.ones(5), torch.randn(5, 4)
+    batch += torch.zeros(5, dtype=torch.bool), torch.ones(5)
+
+    agent, optimizer, args = make_agent(tau=0.25)
+    start = agent.target[0].weight.clone()
+    dqn.update(agent, optimizer, batch, args)
+    expected = start + 0.25 * (agent.network[0].weight - start)
+    torch.testing.assert_close(agent.target[0].weight, expected)
+
+    agent, optimizer, args = make_agent(tau=1.0, target_interval=3)
+    copies = []
+    for _ in range(6):
+        dqn.update(agent, optimizer, batch, args)
+        copies.append(torch.equal(agent.target[0].weight, agent.network[0].weight))
+    assert copies == [False, False, True] * 2
+
+
+def test_large_errors_pull_no_harder_than_an_error_of_one():
+    """Mnih et al. (2015) clip the error's derivative to [-1, 1]."""
+    norms = []
+    for reward in (0.5, 1e3, 1e6):
+        agent, optimizer, args = make_agent()
+        torch.nn.init.zeros_(agent.network[-1].weight)
+        batch = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), torch.tensor([reward]), torch.zeros(1, 4)
+        norms.append(dqn.update(agent, optimizer, (*batch, torch.tensor([True]), torch.ones(1)), args)[2].item())
+    assert norms == pytest.approx([0.5, 1, 1])
+
+
+# Replay
+
+
+def test_n_steps_by_hand():
+    rew = torch.tensor([[1.0, 2.0, 4.0]] * 3)
+    last = torch.tensor([[False, False, True], [False, True, False], [True, False, True]])
+    ret, steps = dqn.n_step_return(rew, last, 0.5)
+    assert ret.tolist() == [1 + 2 / 2 + 4 / 4, 1 + 2 / 2, 1]
+    assert steps.tolist() == [3, 2, 1]
+
+
+def test_the_oldest_steps_are_overwritten():
+    replay = make_replay(4)
+    for t in range(0, 12, 3):  # three steps at a time into four rows
+        steps = np.arange(t, t + 3)[:, None]
+        replay.add(*rollout(steps, steps, steps < 0, steps < 0))
+    assert len(replay) == 4
+    obs, *_ = replay.sample((1000,), 1, 0.9)
+    assert sorted(set(obs.flatten().tolist())) == [8, 9, 10, 11]
+
+
+def test_sampling_is_uniform():
+    replay = make_replay(12, num_envs=3)
+    steps = np.arange(12).reshape(4, 3)
+    replay.add(*rollout(steps, steps, steps < 0, steps < 0))
+    torch.manual_seed(0)
+    obs, *_ = replay.sample((12_000,), 3, 0.9)
+    counts = np.bincount(obs.flatten().long(), minlength=12)
+    assert np.abs(counts - 1_000).max() < 4 * 1_000**0.5
+
+
+@given(st.integers(0, 2**32 - 1).map(np.random.default_rng), st.integers(1, 3), st.integers(1, 6), st.integers(4, 9))
+@settings(max_examples=60, deadline=None)
+def test_samples_stay_within_one_episode_and_say_where_it_ended(rng, num_envs, n, rows):
+    """Against a plain list of all steps of each environment, through several rounds of overwriting."""
+    replay = make_replay(rows * num_envs, num_envs)
+    gamma, total, history = 0.5, 0, []  # one tuple of arrays [N] for each step
+    while total < 25:
+        T = int(rng.integers(1, 5))
+        ids = (total + np.arange(T))[:, None] * num_envs + np.arange(num_envs)
+        done = rng.random((T, num_envs)) < 0.2
+        terminated = done & (rng.random((T, num_envs)) < 0.5)
+        rew = rng.integers(-4, 5, (T, num_envs)).astype(float)
+        replay.add(*rollout(ids, rew, terminated, done))
+        history += zip(rew, terminated, done)
+        total += T
+        if rng.random() < 0.2:  # the environments are reset
+            replay.cut()
+            history[-1] = (*history[-1][:2], np.ones(num_envs, bool))
+
+        obs, _, ret, next_obs, end, discount = replay.sample((64,), n, gamma)
+        for i in range(64):
+            t, env = divmod(int(obs[i]), num_envs)
+            assert total - rows <= t < total
+            expected, steps = 0.0, 0
+            for u in range(t, min(t + n, total)):
+                expected += gamma**steps * history[u][0][env]
+                steps += 1
+                if history[u][2][env]:
+                    break
+            assert ret[i] == pytest.approx(expected)
+            assert discount[i] == pytest.approx(gamma**steps)
+            assert next_obs[i] == u * num_envs + env + 0.5  # the successor of the last step counted
+            assert end[i] == history[u][1][env]
+
+
+def test_images_are_kept_as_bytes():
+    replay = make_replay(6, 2, spaces.Box(0, 255, (3, 40, 36), np.uint8))
+    image = torch.randint(256, (1, 2, 3, 40, 36), dtype=torch.uint8)
+    zero = torch.zeros(1, 2)
+    replay.add(image, zero.long(), zero, image, zero.bool(), zero.bool())
+    assert replay.obs.dtype == replay.next_obs.dtype == torch.uint8
+    assert torch.equal(replay.obs[:1], image)
+    assert replay.sample((5,), 3, 0.9)[0].dtype == torch.uint8
+
+
+def test_a_buffer_larger_than_the_memory_is_refused_and_a_large_one_is_not_kept_in_checkpoints(capsys):
+    """A step takes 4 + 4 bytes for the observations here, 8 for the action, 4 for the reward, 2 for flags: 22."""
+    with pytest.raises(dqn.BadInput, match=r"--buffer-size 1000000000000: takes 20,489.1 GiB; this machine has"):
+        make_replay(10**12)
+    assert make_replay(1_000).state_dict().keys() >= {"obs", "count"}
+    assert "not kept" not in capsys.readouterr().err
+    large = make_replay(50_000_000)  # the system gives memory when it is first written to
+    assert large.state_dict() == {}
+    assert "replay buffer: 1,049.0 MiB; not kept in checkpoints" in capsys.readouterr().err
+
+
+# Acting and learning
+
+
+def test_random_actions_are_drawn_for_each_environment():
+    agent, *_ = make_agent("Acrobot-v1")
+    obs = np.ones((30_000, 6))
+    best = agent.act(obs[:1], greedy=True)
+    for epsilon in (0.0, 0.3, 1.0):
+        agent.epsilon = epsilon
+        share = (agent.act(obs) == best).mean()
+        assert share == pytest.approx(1 - epsilon * 2 / 3, abs=0.02)  # a third of the random actions are the best too
+
+
+def train(tmp_path, **flags):
+    return dqn.train(dqn.Args(run_dir=str(tmp_path / "run"), eval_episodes=1, **flags))
+
+
+def test_epsilon_falls_linearly_in_environment_steps_and_then_stays(tmp_path):
+    flags = {"epsilon_start": 0.9, "epsilon_end": 0.1, "exploration_fraction": 0.5, "learning_starts": 10_000}
+    train(tmp_path, total_timesteps=1_280, **flags)
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    before = np.array([float(row["global_step"]) - 64 for row in rows])  # when the row's steps began
+    expected = np.maximum(0.9 - 0.8 * before / 640, 0.1)
+    np.testing.assert_allclose([float(row["epsilon"]) for row in rows], expected)
+    assert {row["td_loss"] for row in rows} == {""}
+
+
+class Corridor(gym.Env):
+    """Cells 0 to 3, left or right. Moving right from cell 3 ends the episode and pays 10; every other step costs 1."""
+
+    observation_space, action_space = spaces.Discrete(4), spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell = int(self.np_random.integers(4))
+        return self.cell, {}
+
+    def step(self, act):
+        goal = self.cell == 3 and act == 1
+        self.cell = min(max(self.cell + 2 * int(act) - 1, 0), 3)
+        return self.cell, 10.0 if goal else -1.0, goal, False, {}
+
+
+gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=8)
+
+
+@pytest.mark.parametrize("double_q", [True, False])
+def test_q_of_a_small_process_is_that_of_value_iteration(tmp_path, double_q):
+    """Actions are random throughout and episodes are cut after 8 steps: neither may show in Q*."""
+    gamma, Q = 0.9, np.zeros((4, 2))
+    for _ in range(200):
+        V = Q.max(1)
+        Q = np.array([[-1 + gamma * V[max(s - 1, 0)], 10 if s == 3 else -1 + gamma * V[s + 1]] for s in range(4)])
+
+    flags = {"epsilon_end": 1.0, "n_step": 1, "gamma": gamma, "double_q": double_q, "hidden_sizes": (32,)}
+    agent = train(tmp_path, env_id="Corridor-v0", total_timesteps=15_000, tau=0.05, learning_rate=3e-3, **flags)
+    learnt = agent.q(torch.eye(4)) * agent.reward_norm.std
+    np.testing.assert_allclose(learnt.detach(), Q, atol=0.15)
+
+
+def test_without_replay_and_target_network_it_is_online_q_learning(tmp_path, monkeypatch):
+    """The flags that the docstring names: each step is learnt from once, as it happens, with the latest values."""
+    words = dqn.__doc__.split("in place of his table: ")[1].split(". The README")[0].split()
+    seen, update = [], dqn.update
+
+    def spy(agent, optimizer, batch, args):
+        seen.append((agent.updates.item() + 1, batch[0].clone()))
+        assert torch.equal(agent.network[0].weight, agent.target[0].weight)
+        return update(agent, optimizer, batch, args)
+
+    monkeypatch.setattr(dqn, "update", spy)
+    monkeypatch.setattr(sys, "argv", ["dqn.py", *words, "--total-timesteps=200", f"--run-dir={tmp_path / 'run'}"])
+    dqn.main()
+    assert [count for count, _ in seen] == list(range(1, 201))
+    assert len(torch.unique(torch.cat([obs for _, obs in seen]), dim=0)) == 200
