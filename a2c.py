@@ -55,7 +55,7 @@ CHECKPOINT = "a2c 1"  # script and version: checkpoints of others are refused
 
 @dataclass
 class Args:
-    num_steps: int = 8  # T, steps of each environment in a rollout
+    num_steps: int = 16  # T, steps of each environment in a rollout
     gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
@@ -67,7 +67,7 @@ class Args:
     total_timesteps: int = 300_000  # environment steps, of all environments and workers together
     num_envs: int = 16  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 2e-3  # Adam's step size at the start
+    learning_rate: float = 3e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
@@ -263,7 +263,7 @@ def layer(module, gain=2**0.5):
 
 
 def network(shape, hidden_sizes, out, gain):
-    """A tanh network for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
+    """An MLP for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
     if len(shape) == 3:
         convs = (layer(nn.Conv2d(*conv)) for conv in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)))
         body = ConvNet(*(m for conv in convs for m in (conv, nn.ReLU())), nn.Flatten())

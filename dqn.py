@@ -186,7 +186,7 @@ def update(agent, optimizer, batch, args):
     q = agent.q(obs).gather(-1, act[:, None])[:, 0]
     td_loss = F.huber_loss(q, target)  # squared for errors up to 1, beyond that no steeper
     grad_norm = gradient_step(optimizer, td_loss, args.max_grad_norm)
-    agent.updates += 1
+    agent.updates.add_(1)
     if agent.updates % args.target_interval == 0:
         agent.move_target(args.tau)
     return torch.stack([td_loss, q.mean(), grad_norm]).detach()
@@ -198,7 +198,7 @@ def train(args):
     envs, eval_env = make_envs(args), make_env(args, evaluation=True)
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.network.parameters(), args.learning_rate, eps=1e-5, fused=True)
-    replay = ReplayBuffer(envs.single_observation_space, args)
+    replay, num_actions = ReplayBuffer(envs.single_observation_space, args), int(envs.single_action_space.n)
 
     with Run(args, agent=agent, optimizer=optimizer, replay=replay) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
@@ -208,14 +208,14 @@ def train(args):
                 replay.cut()
             past = run.step / args.total_timesteps
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - past if args.anneal_lr else 1)
-            epsilons = [args.epsilon_start, args.epsilon_end]
-            agent.epsilon = float(np.interp(past, [0, args.exploration_fraction], epsilons))
+            epsilon = np.interp(past, [0, args.exploration_fraction], [args.epsilon_start, args.epsilon_end])
 
-            # Collect: T steps in each of N environments.
-            rollout = []
-            for _ in range(args.num_steps):
-                act = agent.act(obs)
-                next_obs, rew, terminated, truncated, _ = envs.step(act.reshape(envs.action_space.shape))
+            # Collect: T steps in each of N environments, some of them random.
+            shape, rollout = (args.num_steps, args.num_envs), []
+            explore, random = (torch.rand(shape) < epsilon).numpy(), torch.randint(num_actions, shape).numpy()
+            for t in range(args.num_steps):
+                act = random[t] if explore[t].all() else np.where(explore[t], random[t], agent.act(obs))
+                next_obs, rew, terminated, truncated, _ = envs.step(act)
                 done = terminated | truncated
                 rollout.append((obs, act, rew, next_obs, terminated, done))
                 obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
@@ -233,7 +233,7 @@ def train(args):
                 batches = (x.to(device) for x in replay.sample(shape, args.n_step, args.gamma, scale))
                 steps = [update(agent, optimizer, batch, args) for batch in zip(*batches)]
                 losses = dict(zip(losses, torch.stack(steps).mean(0).tolist()))
-            run.report(b_rew, b_done, losses | {"epsilon": agent.epsilon})
+            run.report(b_rew, b_done, losses | {"epsilon": epsilon})
     run.finish(eval_env)
     return agent
 
@@ -283,12 +283,12 @@ class RewardNorm(RunningNorm):
 
 
 class MLP(nn.Sequential):
-    """Linear layers with tanh between: [..., in] -> [..., out]."""
+    """Linear layers with rectifiers between: [..., in] -> [..., out]."""
 
     def forward(self, x):
         *hidden, last = self
         for linear in hidden:  # F.linear(...) rather than linear(x), which takes twice as long on a small layer
-            x = F.linear(x, linear.weight, linear.bias).tanh()
+            x = F.linear(x, linear.weight, linear.bias).relu()
         return F.linear(x, last.weight, last.bias)
 
 
@@ -306,7 +306,7 @@ def layer(module, gain=2**0.5):
 
 
 def network(shape, hidden_sizes, out, gain):
-    """A tanh network for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
+    """An MLP for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
     if len(shape) == 3:
         convs = (layer(nn.Conv2d(*conv)) for conv in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)))
         body = ConvNet(*(m for conv in convs for m in (conv, nn.ReLU())), nn.Flatten())
@@ -325,7 +325,6 @@ class QNetwork(nn.Module):
         self.network = network(obs_space.shape, args.hidden_sizes, int(act_space.n), 1)
         self.target = deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # gradient steps so far
-        self.actions, self.epsilon = int(act_space.n), args.epsilon_start
 
     def q(self, obs):
         """Value of each action in each of obs, [..., *obs] -> [..., A], in units of scaled reward."""
@@ -342,12 +341,8 @@ class QNetwork(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """The best action for each of obs, or with probability epsilon a random one; numpy [N, *obs] -> numpy [N]."""
-        best = self.q(to_tensor(obs, self.obs_norm.mean.device)).argmax(-1).cpu()
-        if greedy:
-            return best.numpy()
-        explore = torch.rand(best.shape) < self.epsilon  # drawn for each environment
-        return torch.where(explore, torch.randint(self.actions, best.shape), best).numpy()
+        """The best action for each of obs, whether greedy or not; numpy [N, *obs] -> numpy [N]."""
+        return self.q(to_tensor(obs, self.obs_norm.mean.device)).argmax(-1).cpu().numpy()
 
 
 class BadInput(ValueError):

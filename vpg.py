@@ -318,7 +318,7 @@ def layer(module, gain=2**0.5):
 
 
 def network(shape, hidden_sizes, out, gain):
-    """A tanh network for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
+    """An MLP for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
     if len(shape) == 3:
         convs = (layer(nn.Conv2d(*conv)) for conv in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)))
         body = ConvNet(*(m for conv in convs for m in (conv, nn.ReLU())), nn.Flatten())

@@ -203,18 +203,20 @@ def test_a_buffer_larger_than_the_memory_is_refused_and_a_large_one_is_not_kept_
 # Acting and learning
 
 
-def test_random_actions_are_drawn_for_each_environment():
-    agent, *_ = make_agent("Acrobot-v1")
-    obs = np.ones((30_000, 6))
-    best = agent.act(obs[:1], greedy=True)
-    for epsilon in (0.0, 0.3, 1.0):
-        agent.epsilon = epsilon
-        share = (agent.act(obs) == best).mean()
-        assert share == pytest.approx(1 - epsilon * 2 / 3, abs=0.02)  # a third of the random actions are the best too
-
-
 def train(tmp_path, **flags):
     return dqn.train(dqn.Args(run_dir=str(tmp_path / "run"), eval_episodes=1, **flags))
+
+
+def test_random_actions_are_drawn_for_each_environment(tmp_path, monkeypatch):
+    """The network says 0 all the time; a third of the random actions are 0 too."""
+    monkeypatch.setattr(dqn.QNetwork, "act", lambda self, obs, greedy=False: np.zeros(len(obs), int))
+    acts, add = [], dqn.ReplayBuffer.add
+    monkeypatch.setattr(dqn.ReplayBuffer, "add", lambda self, *steps: acts.append(steps[1]) or add(self, *steps))
+    flags = {"epsilon_start": 0.3, "epsilon_end": 0.3, "learning_starts": 50_000, "total_timesteps": 20_480}
+    train(tmp_path, env_id="Acrobot-v1", **flags)
+    other = torch.cat(acts) > 0  # [steps, N]
+    assert other.float().mean() == pytest.approx(0.3 * 2 / 3, abs=0.01)
+    assert other.all(1).float().mean() < 0.01
 
 
 def test_epsilon_falls_linearly_in_environment_steps_and_then_stays(tmp_path):
