@@ -12,7 +12,8 @@ from tests.test_family import ROOT, SCRIPTS
 
 README = (ROOT / "README.md").read_text()
 FOR_TESTS = {"hypothesis", "pytest", "ruff"}
-FOR_OTHERS = {"dqn": set()}  # what a script does not need, though another does; {"psutil"} for those not named
+FOR_OTHERS = {name: {"matplotlib", "psutil"} for name in SCRIPTS}  # what a script does not need, though others do
+FOR_OTHERS |= {"dqn": {"matplotlib"}, "bandit": {"moviepy", "psutil", "torch"}}
 
 
 def versions(requirements):
@@ -31,7 +32,7 @@ def inline_dependencies(script):
     return ast.literal_eval(re.search(r"dependencies = (\[.*?^\])", block, re.DOTALL | re.MULTILINE).group(1))
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
 def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines)
@@ -39,24 +40,24 @@ def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
     dependencies = inline_dependencies(ROOT / f"{name}.py")
     assert all(">=" in line for line in dependencies)
     lower = versions(dependencies)
-    assert lower.keys() == pinned.keys() - FOR_TESTS - FOR_OTHERS.get(name, {"psutil"})
+    assert lower.keys() == pinned.keys() - FOR_TESTS - FOR_OTHERS[name]
     for name, (bound,) in lower.items():
         assert bound <= min(pinned[name])
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
 def test_inline_dependencies_cover_the_imports(name):
     tree = ast.parse((ROOT / f"{name}.py").read_text())
     imports = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     foreign = {name.split(".")[0] for name in imports} - sys.stdlib_module_names
-    assert foreign == {"gymnasium", "numpy", "psutil", "torch", "tqdm", "tyro", "wandb"} - FOR_OTHERS.get(
+    assert foreign == {"gymnasium", "matplotlib", "numpy", "psutil", "torch", "tqdm", "tyro", "wandb"} - FOR_OTHERS.get(
         name, {"psutil"}
     )
     assert foreign <= versions(inline_dependencies(ROOT / f"{name}.py")).keys()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
 def test_flags_in_the_readme_exist(name):
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
     commands = re.findall(rf"^.*\b{name}\.py\b.*$", blocks, re.MULTILINE)
