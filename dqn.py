@@ -283,12 +283,12 @@ class RewardNorm(RunningNorm):
 
 
 class MLP(nn.Sequential):
-    """Linear layers with rectifiers between: [..., in] -> [..., out]."""
+    """Linear layers with tanh between: [..., in] -> [..., out]."""
 
     def forward(self, x):
         *hidden, last = self
         for linear in hidden:  # F.linear(...) rather than linear(x), which takes twice as long on a small layer
-            x = F.linear(x, linear.weight, linear.bias).relu()
+            x = F.linear(x, linear.weight, linear.bias).tanh()
         return F.linear(x, last.weight, last.bias)
 
 
