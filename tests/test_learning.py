@@ -19,7 +19,7 @@ SMALL = {
     "a2c": {"num_steps": 8, "total_timesteps": 25_600, "learning_rate": 3e-3},
     "trpo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 5e-3, "value_epochs": 10, "max_kl": 0.05},
     "ppo": {"num_steps": 16, "total_timesteps": 12_800, "learning_rate": 3e-3, "num_minibatches": 4},
-    "dqn": {"num_steps": 8, "total_timesteps": 12_800, "learning_starts": 512, "hidden_sizes": (64, 64)},
+    "dqn": {"num_steps": 8, "total_timesteps": 12_800, "learning_starts": 512},
 }
 AGENTS = {name: {} for name in SCRIPTS}
 AGENTS |= {"vpg total-return": {"form": "total-return"}, "vpg reward-to-go": {"form": "reward-to-go"}}
