@@ -12,14 +12,16 @@ A bandit has k arms. Pulling one pays a reward drawn around the arm's mean, whic
 no action has any consequence but its reward. All that is left of reinforcement learning is its dilemma: to pull the arm
 that seems best, or one that might be better? Each agent below is an answer:
 
-- greedy never tries on purpose, and epsilon-greedy tries all arms alike, for ever; optimistic values make even a greedy
-  agent try everything at first;
-- UCB prefers arms of which it knows little, and less so the more it knows;
-- Thompson sampling pulls each arm as often as it believes it to be the best one;
-- the gradient bandit has no values, but a policy that it improves by stochastic gradient ascent: vpg.py without states.
+- greedy pulls the arm that seems best; it tries all of them only if it expects too much of each at first;
+- epsilon-greedy does the same, but now and then, for ever, pulls any arm;
+- UCB adds to what an arm seems to be worth how uncertain that is, so that it tries what it knows little about;
+- Thompson sampling pulls an arm as often as it is likely, by all it has seen, to be the best;
+- the gradient bandit has no estimates, but a policy that it improves by stochastic gradient ascent: vpg.py without
+  states.
 
-Not in the book: Thompson sampling (Thompson 1933), the cheater, who is told the best arm, and a random agent. All play
-the same bandits, thousands at a time: arrays are [N] or [N, k] for N bandits of k arms, and () or [k] for a single one.
+Not in the book's figures: Thompson sampling (1933; section 2.10 mentions it), the cheater, who is told the best arm,
+and a random agent. All play the same bandits, and all bandits at once: arrays are [N] or [N, k] for N bandits of k
+arms, and () or [k] for a single one.
 """
 
 import csv
@@ -64,6 +66,7 @@ class BadInput(ValueError):
 
 
 def check(name, number, low, high=math.inf):
+    """Raises BadInput unless number lies between low and high; nan never does."""
     if not low <= number <= high:
         raise BadInput(f"{name} {number}: must lie between {low} and {high}")
 
@@ -73,6 +76,8 @@ class Arms:
 
     def __init__(self, num_arms, stationary, mean):
         check("num_arms", num_arms, 1)
+        if not math.isfinite(mean):
+            raise BadInput(f"mean {mean}: must be finite")
         self.num_arms, self.stationary, self.mean = num_arms, stationary, mean
 
     def reset(self, rng, shape=()):
@@ -129,7 +134,9 @@ class MultiArmedBandit(gym.Env):
             self.figure, self.axes = plt.subplots(figsize=(8, 4), layout="constrained")
         self.axes.clear()
         spread = np.array([NormalDist().inv_cdf(p) for p in np.linspace(0.001, 0.999, 200)])  # of rewards about a mean
-        violins = self.axes.violinplot((self.arms.means[:, None] + spread).T, range(self.arms.num_arms), showmeans=True)
+        violins = self.axes.violinplot(
+            (self.arms.means[:, None] + spread).T, range(self.arms.num_arms), showmeans=True, showextrema=False
+        )
         for arm, body in enumerate(violins["bodies"]):
             body.set_alpha(0.7 if arm == self.arms.best else 0.3)
         if self.last:
@@ -149,35 +156,39 @@ class MultiArmedBandit(gym.Env):
 
 
 class VectorMultiArmedBandit(gym.vector.VectorEnv):
-    """num_envs bandits that are pulled in one call; the same distribution as as many of MultiArmedBandit."""
+    """num_envs bandits, pulled in one call; each is distributed like a MultiArmedBandit. All episodes end together."""
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
 
     def __init__(self, num_envs=1, num_arms=10, stationary=True, mean=0.0, max_episode_steps=1_000, render_mode=None):
         check("num_envs", num_envs, 1)
+        check("max_episode_steps", max_episode_steps, 1)
         self.num_envs, self.max_episode_steps, self.render_mode = num_envs, max_episode_steps, render_mode
         self.arms = Arms(num_arms, stationary, mean)
         self.single_observation_space, self.single_action_space = spaces.Discrete(1), spaces.Discrete(num_arms)
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-        self.zeros, self.no, self.yes = np.zeros(num_envs, int), np.zeros(num_envs, bool), np.ones(num_envs, bool)
 
-    def info(self, regret):
-        return {"best_arm": self.arms.best, "_best_arm": self.yes, "regret": regret, "_regret": self.yes}
+    def result(self, reward, ended, regret):
+        """What step returns; info["_..."] says, as Gymnasium's vector environments do, whose info["..."] holds."""
+        everyone, nobody = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        info = {"best_arm": self.arms.best, "_best_arm": everyone, "regret": regret, "_regret": everyone}
+        return np.zeros(self.num_envs, int), reward, nobody, nobody | ended, info
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.arms.reset(self.np_random, (self.num_envs,))
         self.t = 0
-        return self.zeros, self.info(np.zeros(self.num_envs))
+        obs, _, _, _, info = self.result(0, False, np.zeros(self.num_envs))
+        return obs, info
 
     def step(self, actions):
         if self.t == self.max_episode_steps:  # all episodes ended with the step before
-            obs, info = self.reset()
-            return obs, np.zeros(self.num_envs), self.no, self.no, info
+            self.reset()
+            return self.result(np.zeros(self.num_envs), False, np.zeros(self.num_envs))
         reward, regret = self.arms.pull(actions)
         self.t += 1
-        return self.zeros, reward, self.no, self.yes if self.t == self.max_episode_steps else self.no, self.info(regret)
+        return self.result(reward, self.t == self.max_episode_steps, regret)
 
 
 gym.register(
@@ -216,6 +227,7 @@ class Agent:
 
     def observe(self, action, reward, info):
         """Learn from what the pulls paid; [N] each."""
+        add(self.pulls, action, 1)
 
     def argmax(self, table):
         """Number of the largest entry, [N, k] -> [N]; ties are broken at random."""
@@ -232,19 +244,18 @@ class Random(Agent):
 
 
 @dataclass
-class EpsilonGreedy(Agent):
-    """The arm with the highest estimate (Eq. 2.2), or with probability epsilon any arm.
+class Greedy(Agent):
+    """The arm with the highest estimate (Eq. 2.2).
 
-    The estimate is the average of an arm's rewards (Eq. 2.3), or with step_size forgets the older ones (Eq. 2.5); it
-    starts from initial, and if that is optimistic, every arm disappoints at first and so each is tried (section 2.6).
+    An estimate is the average of the arm's rewards (Eq. 2.3), or with a constant step_size one in which older rewards
+    count less (Eq. 2.5). Before the first reward it is initial; if that is too high, every arm disappoints, and so all
+    are tried (section 2.6).
     """
 
-    epsilon: float = 0.1
     initial: float = 0.0
     step_size: float | None = None
 
     def __post_init__(self):
-        check("epsilon", self.epsilon, 0, 1)
         check("step_size", self.step_size or 0, 0, 1)
         super().__post_init__()
 
@@ -253,27 +264,33 @@ class EpsilonGreedy(Agent):
         self.q = np.full_like(self.pulls, self.initial)  # Q(a)
 
     def get_action(self):
-        explore = self.rng.random(self.shape) < self.epsilon
-        return np.where(explore, self.rng.integers(self.num_arms, size=self.shape), self.argmax(self.q))
+        return self.argmax(self.q)
 
     def observe(self, action, reward, info):
-        add(self.pulls, action, 1)
+        super().observe(action, reward, info)
         step_size = 1 / pick(self.pulls, action) if self.step_size is None else self.step_size
         add(self.q, action, step_size * (reward - pick(self.q, action)))
 
 
 @dataclass
-class Greedy(EpsilonGreedy):
-    """The arm with the highest estimate, always."""
+class EpsilonGreedy(Greedy):
+    """The arm with the highest estimate, or with probability epsilon any arm."""
 
-    epsilon: float = 0.0
+    epsilon: float = 0.1
+
+    def __post_init__(self):
+        check("epsilon", self.epsilon, 0, 1)
+        super().__post_init__()
+
+    def get_action(self):
+        explore = self.rng.random(self.shape) < self.epsilon
+        return np.where(explore, self.rng.integers(self.num_arms, size=self.shape), super().get_action())
 
 
 @dataclass
-class UCB(EpsilonGreedy):
-    """The highest upper confidence bound: an arm's estimate and c times what is uncertain about it (Eq. 2.10)."""
+class UCB(Greedy):
+    """The arm with the highest upper confidence bound: its estimate, and c times how uncertain that is (Eq. 2.10)."""
 
-    epsilon: float = 0.0
     c: float = 2.0
 
     def __post_init__(self):
@@ -290,8 +307,8 @@ class UCB(EpsilonGreedy):
 class GradientBandit(Agent):
     """A softmax policy (Eq. 2.11) that follows the gradient of the expected reward (Eq. 2.12).
 
-    The baseline is the average of the rewards before this one. Any baseline leaves the expected step as it is, as it
-    does in vpg.py; this one makes it small where rewards are far from 0 but alike.
+    The baseline is the average of the rewards before this one. A baseline that does not depend on the action leaves the
+    expected step as it is, as in vpg.py; this one takes from each step the noise of rewards that are all far from 0.
     """
 
     step_size: float = 0.1
@@ -317,8 +334,9 @@ class GradientBandit(Agent):
         return below.sum(-1)
 
     def observe(self, action, reward, info):
+        super().observe(action, reward, info)
         if self.average is None:
-            self.average = reward  # as the book has it: the first reward is its own baseline
+            self.average = reward  # the first reward is its own baseline, and teaches nothing
         step = self.step_size * (reward - (self.average if self.baseline else 0))
         self.h -= np.expand_dims(step, -1) * self.pi
         add(self.h, action, step)
@@ -328,14 +346,17 @@ class GradientBandit(Agent):
 
 @dataclass
 class ThompsonSampling(Agent):
-    """The best arm of a world drawn from what is believed, which at first is means from N(prior_mean, prior_std^2)."""
+    """Draws a mean for each arm from what it believes, and pulls the arm whose draw is highest.
+
+    It believes at first that means come from N(prior_mean, prior_std^2), and always that rewards come from N(mean, 1)
+    and that no arm drifts; a reward changes its belief by Bayes' rule.
+    """
 
     prior_mean: float = 0.0
     prior_std: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.prior_std < math.inf:
-            raise BadInput(f"prior_std {self.prior_std}: must lie above 0")
+        check("prior_std", self.prior_std, 0.001, 1_000)
         super().__post_init__()
 
     def reset(self, seed=None, info=None):
@@ -352,7 +373,7 @@ class ThompsonSampling(Agent):
         return (mean + std * self.rng.standard_normal(mean.shape)).argmax(-1)
 
     def observe(self, action, reward, info):
-        add(self.pulls, action, 1)
+        super().observe(action, reward, info)
         add(self.total, action, reward)
 
 
@@ -368,6 +389,7 @@ class Cheater(Agent):
         return self.best
 
     def observe(self, action, reward, info):
+        super().observe(action, reward, info)
         self.best = np.asarray(info["best_arm"])
 
 
@@ -384,7 +406,7 @@ def add(table, arm, amount):
 AGENTS = {"random": Random, "greedy": Greedy, "epsilon-greedy": EpsilonGreedy, "ucb": UCB, "gradient": GradientBandit}
 AGENTS |= {"thompson": ThompsonSampling, "cheater": Cheater}
 
-POWERS = {"epsilon-greedy:epsilon={}": (-7, -2), "gradient:step_size={}": (-5, 2)}  # of two, as in figure 2.6
+POWERS = {"epsilon-greedy:epsilon={}": (-7, -2), "gradient:step_size={}": (-5, 1)}  # of two, as in figure 2.6
 POWERS |= {"ucb:c={}": (-4, 2), "greedy:step_size=0.1,initial={}": (-2, 2)}
 FIGURES = {
     "2.2": ("greedy", "epsilon-greedy:epsilon=0.01", "epsilon-greedy:epsilon=0.1"),
@@ -400,21 +422,25 @@ def make_agent(text, num_arms=10, num_runs=None):
     name, _, rest = text.partition(":")
     if name not in AGENTS:
         raise BadInput(f"--agents {text}: there are {', '.join(AGENTS)}")
-    known = [field.name for field in fields(AGENTS[name])][2:]
+    known = {field.name: field.default for field in fields(AGENTS[name])[2:]}  # the first two are num_arms, num_runs
     try:
         parameters = {key: json.loads(value) for key, value in (part.split("=") for part in rest.split(",") if rest)}
-        assert parameters.keys() <= set(known) and all(isinstance(x, (int, float)) for x in parameters.values())
-    except (ValueError, AssertionError) as error:
-        can = ", ".join(f"{key}=..." for key in known) or "no parameters"
-        raise BadInput(f"--agents {text}: {name} takes {can}; numbers, true or false") from error
-    try:
+        for key, value in parameters.items():
+            if key not in known or isinstance(value, bool) != isinstance(known[key], bool) or not math.isfinite(value):
+                raise ValueError
         return AGENTS[name](num_arms, num_runs, **parameters)
     except BadInput as error:
         raise BadInput(f"--agents {text}: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        can = ", ".join(f"{key}={json.dumps(default)}" for key, default in known.items()) or "no parameters"
+        raise BadInput(f"--agents {text}: {name} takes {can}") from error
 
 
 def play(agent, envs, steps, seed, bar=None):
-    """Rewards, whether the best arm was pulled, and regrets, [steps, N] each, of an agent that starts afresh."""
+    """Rewards, whether the best arm was pulled, and regrets, [steps, N] each, of an agent that starts afresh.
+
+    steps must not exceed an episode.
+    """
     env_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()  # the same bandits for each agent
     _, info = envs.reset(seed=env_seed)
     agent.reset(agent_seed, info)
@@ -430,26 +456,31 @@ def play(agent, envs, steps, seed, bar=None):
 
 
 def mean_and_error(x):
-    """Mean over runs, and its standard error: [..., N] -> [...] each."""
-    return x.mean(-1), x.std(-1, ddof=1 if x.shape[-1] > 1 else 0) / x.shape[-1] ** 0.5
+    """Mean over runs, and its standard error, nan if there is one run: [..., N] -> [...] each."""
+    runs = x.shape[-1]
+    return x.mean(-1), x.std(-1, ddof=1) / runs**0.5 if runs > 1 else np.full(x.shape[:-1], np.nan)
 
 
 def train(args):
     """Let all agents play and write what came of it. Returns the table's rows and the folder. Raises BadInput."""
     if args.figure:
+        for name in ("agents", "num_arms", "mean", "stationary"):
+            if getattr(args, name) != getattr(Args, name):
+                raise BadInput(f"--figure {args.figure}: has its own --{name.replace('_', '-')}")
         mean = 4.0 if args.figure == "2.5" else 0.0
-        args = replace(args, agents=FIGURES[args.figure], num_arms=10, mean=mean, stationary=True)
+        args = replace(args, agents=FIGURES[args.figure], mean=mean)
     args = replace(args, runs=(2_000 if args.figure else 200) if args.runs is None else args.runs)
     for name in ("runs", "steps", "num_arms"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     check("--seed", args.seed, 0)
-    if not math.isfinite(args.mean):
-        raise BadInput(f"--mean {args.mean}: must be finite")
+    check("--mean", abs(args.mean), 0, sys.float_info.max)
     if args.track and not importlib.util.find_spec("wandb"):
         raise BadInput("--track: pip install wandb")
     folder = Path(args.run_dir or f"runs/bandit__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
-    if (folder / "table.csv").exists():
-        raise BadInput(f"--run-dir {folder}: holds results; take another")
+    if folder.exists() and (not folder.is_dir() or (folder / "table.csv").exists()):
+        raise BadInput(f"--run-dir {folder}: holds results or is a file; take another")
+    if not args.agents:
+        raise BadInput("--agents: name one or more")
     agents = {text: make_agent(text, args.num_arms, args.runs) for text in args.agents}
     kwargs = {"num_arms": args.num_arms, "stationary": args.stationary, "mean": args.mean}
     envs = gym.make_vec("ArmedBanditTestbed-v0", num_envs=args.runs, max_episode_steps=args.steps, **kwargs)
@@ -534,12 +565,12 @@ def main():
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2)
     width = max(len(text) for text, *_ in table)
-    print(f"{'agent':{width}}  {'reward':>15}  {'best arm, %':>13}  {'regret':>15}")
-    for text, reward, error, best, best_error, regret, regret_error in table:
-        numbers = (
-            f"{reward:7.3f} +- {error:.3f}   {best:5.1f} +- {best_error:3.1f}  {regret:7.1f} +- {regret_error:4.1f}"
+    print(f"{'':{width}}  {'reward a step':>16}  {'% best arm, last 100':>20}  {'regret of a run':>16}")
+    for text, *numbers in table:
+        reward, best, regret = (
+            f"{mean:.{d}f} +- {error:.{d}f}" for mean, error, d in zip(numbers[::2], numbers[1::2], (3, 1, 1))
         )
-        print(f"{text:{width}}  {numbers}")
+        print(f"{text:{width}}  {reward:>16}  {best:>20}  {regret:>16}")
     print(f"results: {folder}")
 
 

@@ -95,6 +95,29 @@ def test_arms_that_drift_have_the_stated_variance():
     assert np.array_equal(info["best_arm"], means.argmax(-1))
 
 
+def test_what_a_step_returns_is_the_callers_to_change():
+    env = gym.make_vec("ArmedBanditTestbed-v0", num_envs=3, max_episode_steps=1)
+    env.reset(seed=0)
+    _, _, terminated, truncated, _ = env.step(np.zeros(3, int))
+    terminated |= truncated
+    _, _, terminated, truncated, _ = env.step(np.zeros(3, int))
+    assert not terminated.any() and not truncated.any()
+
+
+@pytest.mark.parametrize("text", bandit.DEFAULT)
+def test_every_agent_counts_its_pulls(text):
+    agent = bandit.make_agent(text, num_runs=4)
+    bandit.play(agent, gym.make_vec("ArmedBanditTestbed-v0", num_envs=4), 30, seed=1)
+    assert np.all(agent.pulls.sum(-1) == 30)
+
+
+def test_the_standard_error_by_hand():
+    mean, error = bandit.mean_and_error(np.array([[1.0, 2, 3, 6], [5, 5, 5, 5]]))
+    assert mean.tolist() == [3, 5]
+    np.testing.assert_allclose(error, [(14 / 3) ** 0.5 / 2, 0])
+    assert np.isnan(bandit.mean_and_error(np.ones((2, 1)))[1]).all()
+
+
 def test_regret_is_what_the_best_arm_would_have_paid_more_on_average():
     env = gym.make("ArmedBanditTestbed-v0", num_arms=3)
     env.reset(seed=0)
@@ -360,6 +383,7 @@ def test_a_run_prints_a_table_and_leaves_csv_and_a_figure(tmp_path):
     assert json.loads((folder / "args.json").read_text())["runs"] == 20
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == list(bandit.DEFAULT)
+    assert len({len(line) for line in lines[:-1]}) == 1
     assert lines[-1] == f"results: runs/{folder.name}"
     with open(folder / "curves.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 30 * len(bandit.DEFAULT)
@@ -390,13 +414,21 @@ def test_all_agents_play_the_same_bandits(tmp_path):
         ("--runs -3", "--runs -3: must lie between 1 and inf"),
         ("--steps 0", "--steps 0: must lie between 1 and inf"),
         ("--seed -1", "--seed -1: must lie between 0 and inf"),
-        ("--mean nan", "--mean nan: must be finite"),
+        ("--mean nan", "--mean nan: must lie between"),
+        ("--figure 2.4 --num-arms 3", "--figure 2.4: has its own --num-arms"),
+        ("--figure 2.4 --agents random", "--figure 2.4: has its own --agents"),
+        ("--agents", "--agents: name one or more"),
+        ("--agents greedy:initial=NaN", "--agents greedy:initial=NaN: greedy takes initial=0.0, step_size=null"),
+        ("--agents gradient:baseline=7", "--agents gradient:baseline=7: gradient takes step_size=0.1, baseline=true"),
+        ("--agents ucb:c=true", "--agents ucb:c=true: ucb takes"),
+        ("--agents ucb:c=Infinity", "--agents ucb:c=Infinity: ucb takes"),
+        ("--agents ucb:epsilon=0.5", "--agents ucb:epsilon=0.5: ucb takes"),
         ("--figure 2.7", "--figure"),
         (
             "--agents nobody",
             "--agents nobody: there are random, greedy, epsilon-greedy, ucb, gradient, thompson, cheater",
         ),
-        ("--agents ucb:d=2", "--agents ucb:d=2: ucb takes epsilon=..., initial=..., step_size=..., c=...; numbers"),
+        ("--agents ucb:d=2", "--agents ucb:d=2: ucb takes initial=0.0, step_size=null, c=2.0"),
         ("--agents ucb:c", "--agents ucb:c: ucb takes"),
         ("--agents ucb:c=x", "--agents ucb:c=x: ucb takes"),
         ("--agents random:c=1", "--agents random:c=1: random takes no parameters"),
@@ -406,7 +438,7 @@ def test_all_agents_play_the_same_bandits(tmp_path):
         ),
         ("--agents epsilon-greedy:step_size=2", "step_size 2: must lie between 0 and 1"),
         ("--agents gradient:step_size=-1", "step_size -1: must lie between 0 and inf"),
-        ("--agents thompson:prior_std=0", "prior_std 0: must lie above 0"),
+        ("--agents thompson:prior_std=0", "prior_std 0: must lie between 0.001 and 1000"),
         ("--agents ucb:c=-1", "c -1: must lie between 0 and inf"),
     ],
 )
@@ -427,7 +459,7 @@ def test_results_are_not_overwritten(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     again = run("--run-dir=out", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == "bandit.py: --run-dir out: holds results; take another\n"
+    assert again.stderr == "bandit.py: --run-dir out: holds results or is a file; take another\n"
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
