@@ -439,7 +439,8 @@ class Run:
             self.step, self.seconds, metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
             self.recent.extend(saved["recent"])
 
-        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        env_id = args.env_id.replace("/", "-").replace(":", "-")
+        name = f"{env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else f"runs/{name}"))
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0 and self.checkpoint.exists() and not (args.resume and self.checkpoint.samefile(args.resume)):

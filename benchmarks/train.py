@@ -39,7 +39,7 @@ TASKS = [  # environment, seeds, steps of each script
     ("InvertedPendulum-v5", 10, {"vpg": 100_000, "a2c": 100_000, "trpo": 100_000, "ppo": 100_000}),
     ("LunarLander-v3", 5, {"dqn": 300_000, "ppo": 1_000_000}),
     ("HalfCheetah-v5", 3, {"trpo": 1_000_000, "ppo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
-    ("MountainCar-v0", 10, {"dqn": 120_000}),
+    ("MountainCar-v0", 5, {"dqn": 120_000}),
     ("LunarLander-v3", 5, {"trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
 ]
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # CartPole-v1, 10 seeds
@@ -156,7 +156,7 @@ def main(
             failures.append(f"{job.command}\n{error.stderr[-500:]}")
             return
         with lock, open(RESULTS, "a", newline="") as file:
-            csv.writer(file).writerow(row(job, where))
+            csv.writer(file, lineterminator="\n").writerow(row(job, where))
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run") as bar:
         for _ in pool.map(work, missing):
