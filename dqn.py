@@ -82,10 +82,10 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 80_000  # environment steps, of all environments and workers together
+    total_timesteps: int = 50_000  # environment steps, of all environments and workers together
     num_envs: int = 8  # N, environments of each worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 7e-4  # Adam's step size at the start
+    learning_rate: float = 1e-3  # Adam's step size at the start
     hidden_sizes: tuple[int, ...] = (128, 128)  # layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # a process for each environment: for slow simulators
