@@ -160,9 +160,7 @@ def picture_of_all(rows, path):
 def picture_of_ablation(rows, path):
     """dqn.py with and without its two ideas."""
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    variants = {"": "replay and target network"} | {
-        name: name for name in ("no target network", "no replay", "neither")
-    }
+    variants = {"": "replay and target network", "no target network": "no target network", "no replay": "no replay"}
     for (variant, label), colour in zip(variants.items(), OTHERS):
         if runs := curves(select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]):
             draw(axes, runs, label, colour)
