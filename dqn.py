@@ -12,24 +12,26 @@ Mnih et al. (2013), "Playing Atari with Deep Reinforcement Learning", arXiv:1312
 
 Q(s, a) is the return to expect from action a in state s, if the best actions follow. It obeys Bellman's equation,
 Q(s, a) = E[r + gamma max_a' Q(s', a')], and learning is to move the left side towards the right, one transition after
-another. The policy is to take the action that Q says is best, and now and then a random one. What a transition teaches
-does not depend on who chose the action, so old ones can be used again. Two ideas keep a network stable meanwhile:
+another. The policy is to take the action that Q says is best, and now and then a random one. Two ideas make this work
+with a network:
 
-- Replay. Transitions are remembered, and each gradient step takes a batch from all of them. Successive steps are alike,
-  and a network that sees only the latest forgets the rest; and each transition is used many times.
+- Replay. Bellman's equation holds for every transition, whoever chose the action, so old ones are remembered and each
+  gradient step takes a batch from all of them. Successive steps are alike, and a network that sees only the latest
+  forgets the rest; and each transition is used many times.
 - A target network. The right side comes from a copy of the network that follows slowly. Without it, each step towards
   the target moves the target too, and values can chase each other upwards.
 
-Without both it is Watkins' Q-learning (1989), with a network in place of his table: --num-envs 1 --num-steps 1
---gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --n-step 1 --tau 1 --no-double-q. The README shows
-what is lost.
+Without either it is online Q-learning, as in Watkins (1989), with a network in place of his table: --num-envs 1
+--num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1. The README shows what is
+lost by taking away the one or the other.
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n rewards counted before a
-value stands for the rest (Sutton 1988; Hessel et al. 2018, arXiv:1710.02298), though the actions between may be those
-of an older policy, an error taken for the speed; a target network that follows a little after every step rather than
-all the way now and then (--tau 1 --target-interval 10000); several environments; Adam rather than RMSProp; observations
-and rewards scaled by running statistics; weights that start orthogonal; time limits bootstrapped. Left out: prioritised
-replay, duelling and distributional networks.
+value stands for the rest (Sutton 1988; Hessel et al. 2018, arXiv:1710.02298), which is faster though not quite right,
+as the actions in between were random or those of an older policy; a target network that follows a little after every
+step rather than all the way now and then (--tau 1 --target-interval 10000); several environments; Adam, gradients
+clipped to a maximum norm, and a learning rate that decays; observations and rewards scaled by running statistics;
+weights that start orthogonal; time limits bootstrapped. Left out: prioritised replay, duelling and distributional
+networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
 """
@@ -67,9 +69,9 @@ KEPT = 2**30  # bytes up to which a replay buffer is part of the checkpoint
 class Args:
     num_steps: int = 8  # T, steps of each environment in a rollout
     gradient_steps: int = 16  # G, after each rollout
-    batch_size: int = 128  # B, transitions drawn for a gradient step
+    batch_size: int = 128  # B, transitions that each worker draws for a gradient step
     buffer_size: int = 100_000  # transitions remembered by each worker; the oldest are overwritten
-    learning_starts: int = 1_000  # transitions remembered before the first gradient step
+    learning_starts: int = 1_000  # transitions that each worker remembers before the first gradient step
     n_step: int = 10  # n, rewards counted before a value stands for the rest
     double_q: bool = True  # the network chooses the next action, the target network says what it is worth
     tau: float = 0.01  # how far the target network moves towards the network; 1 makes it a copy
@@ -92,7 +94,7 @@ class Args:
     run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets the environments
-    eval_episodes: int = 10  # episodes of the final evaluation, with the most likely actions
+    eval_episodes: int = 10  # episodes of the final evaluation, whose actions are greedy
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # film the evaluation into <run_dir>/videos
     track: bool = False  # log to Weights & Biases as well
@@ -103,7 +105,7 @@ class Args:
 class ReplayBuffer(nn.Module):
     """The last transitions of N environments, as they came: a row for each step of all of them, newest over oldest.
 
-    next_obs is the true successor, also where an episode ended. Raises BadInput if it is larger than the memory.
+    next_obs is the true successor, also where an episode ended. Raises BadInput if the memory is too small for it.
     """
 
     def __init__(self, obs_space, args):
@@ -112,15 +114,16 @@ class ReplayBuffer(nn.Module):
         obs_dtype = torch.uint8 if image else torch.float32
         self.columns = {"obs": obs_dtype, "act": torch.int64, "rew": torch.float32, "next_obs": obs_dtype}
         self.columns |= {"terminated": torch.bool, "done": torch.bool}
-        shapes = {name: (rows, args.num_envs, *obs_space.shape * name.endswith("obs")) for name in self.columns}
+        shapes = {name: (rows, args.num_envs) for name in self.columns}
+        shapes["obs"] = shapes["next_obs"] = rows, args.num_envs, *obs_space.shape
         size = sum(math.prod(shapes[name]) * dtype.itemsize for name, dtype in self.columns.items())
-        memory = psutil.virtual_memory().total
+        memory = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # for each worker
         if size > memory:
             gigabytes = f"{size / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.1f}"
             raise BadInput(f"--buffer-size {args.buffer_size}: takes {gigabytes}")
         kept = size <= KEPT  # in checkpoints
         if RANK == 0:
-            note = "" if kept else "; not kept in checkpoints, so a resumed run fills it anew before it learns"
+            note = "" if kept else "; not kept in checkpoints: a resumed run starts with an empty one"
             print(f"replay buffer: {size / 2**20:,.1f} MiB{note}", file=sys.stderr)
         for name, dtype in self.columns.items():
             self.register_buffer(name, torch.zeros(shapes[name], dtype=dtype), persistent=kept)
@@ -145,7 +148,7 @@ class ReplayBuffer(nn.Module):
     def sample(self, shape, n, gamma, scale=1.0):
         """Transitions of up to n steps: obs, act, return of n steps, obs after them, terminated, discount after them.
 
-        Each [*shape, ...], drawn uniformly. Fewer steps than n are those up to an episode's end or the newest row.
+        Each [*shape, ...], drawn uniformly. There are fewer than n steps where an episode ends or the newest row comes.
         Rewards are divided by scale, and clipped at 10 as in RewardNorm.
         """
         size, envs = self.done.shape
@@ -155,7 +158,7 @@ class ReplayBuffer(nn.Module):
         last = self.done[row, env[..., None]] | (step >= age[..., None])
         rew = (self.rew[row, env[..., None]] / scale).clamp(-10, 10)
         ret, steps = n_step_return(rew, last, gamma)
-        start, end = (row[..., 0], env), (row.gather(-1, steps[..., None] - 1)[..., 0], env)
+        start, end = (row[..., 0], env), (row.gather(-1, steps[..., None] - 1)[..., 0], env)  # first step, last step
         return self.obs[start], self.act[start], ret, self.next_obs[end], self.terminated[end], gamma**steps
 
 
@@ -167,10 +170,9 @@ def n_step_return(rew, last, gamma):
 
 
 def td_target(ret, discount, terminated, next_q, next_act):
-    """What an action turned out to be worth, [B]: ret + discount Q-(s', a'); next_q [B, A], the rest [B].
+    """What an action turned out to be worth (Mnih et al. 2015, Algorithm 1): ret + discount Q-(s', a'), [B].
 
-    a' is the best action by the target network Q- (Mnih et al. 2015, Algorithm 1) or by the network, which keeps
-    errors of the one from being chosen because they are errors (double Q-learning: van Hasselt et al. 2016, Eq. 4).
+    next_q [B, A] is Q-(s', .), by the target network; next_act [B] is a'; the rest is [B].
     """
     next_val = next_q.gather(-1, next_act[:, None])[:, 0]
     return ret + discount * next_val * ~terminated  # a terminal state is worth 0; a time limit is not terminal
@@ -181,10 +183,12 @@ def update(agent, optimizer, batch, args):
     obs, act, ret, next_obs, terminated, discount = batch
     with torch.no_grad():
         next_q = agent.target_q(next_obs)
+        # Double Q-learning (van Hasselt et al. 2016, Eq. 4): the largest value is often too large by chance, so one
+        # network says which it is and the other how large.
         next_act = (agent.q(next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(ret, discount, terminated, next_q, next_act)
     q = agent.q(obs).gather(-1, act[:, None])[:, 0]
-    td_loss = F.huber_loss(q, target)  # squared for errors up to 1, beyond that no steeper
+    td_loss = F.huber_loss(q, target)  # squared up to errors of 1, then linear: the paper's clipped error
     grad_norm = gradient_step(optimizer, td_loss, args.max_grad_norm)
     agent.updates.add_(1)
     if agent.updates % args.target_interval == 0:
@@ -201,8 +205,8 @@ def train(args):
     replay, num_actions = ReplayBuffer(envs.single_observation_space, args), int(envs.single_action_space.n)
 
     with Run(args, agent=agent, optimizer=optimizer, replay=replay) as run:
-        batch_size = args.num_steps * args.num_envs * WORKERS
-        while run.step + batch_size <= args.total_timesteps:
+        rollout_size = args.num_steps * args.num_envs * WORKERS
+        while run.step + rollout_size <= args.total_timesteps:
             if run.cut_due:
                 obs = run.clean_cut(envs)
                 replay.cut()
@@ -220,17 +224,17 @@ def train(args):
                 rollout.append((obs, act, rew, next_obs, terminated, done))
                 obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
             # The whole rollout, [T, N, ...] each.
-            rollout = [to_tensor(x, device) for x in zip(*rollout)]
-            b_obs, _, b_rew, _, _, b_done = rollout
+            rollout = [to_tensor(x, "cpu") for x in zip(*rollout)]
             replay.add(*rollout)
+            b_obs, _, b_rew, _, _, b_done = (x.to(device) for x in rollout)
             agent.obs_norm.update(b_obs.flatten(0, 1))
-            agent.reward_norm(b_rew, b_done)
+            agent.reward_norm(b_rew, b_done)  # for its statistics
 
             # Improve: G gradient steps on what is remembered.
             losses = dict.fromkeys(("td_loss", "q_value", "grad_norm"), "")
             if len(replay) >= args.learning_starts:
-                shape, scale = (args.gradient_steps, args.batch_size), agent.reward_norm.std.item()
-                batches = (x.to(device) for x in replay.sample(shape, args.n_step, args.gamma, scale))
+                size, scale = (args.gradient_steps, args.batch_size), agent.reward_norm.std.item()
+                batches = (x.to(device) for x in replay.sample(size, args.n_step, args.gamma, scale))
                 steps = [update(agent, optimizer, batch, args) for batch in zip(*batches)]
                 losses = dict(zip(losses, torch.stack(steps).mean(0).tolist()))
             run.report(b_rew, b_done, losses | {"epsilon": epsilon})
@@ -341,7 +345,7 @@ class QNetwork(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """The best action for each of obs, whether greedy or not; numpy [N, *obs] -> numpy [N]."""
+        """The best action for each of obs, greedy or not: train adds the random ones; numpy [N, *obs] -> numpy [N]."""
         return self.q(to_tensor(obs, self.obs_norm.mean.device)).argmax(-1).cpu().numpy()
 
 
@@ -397,7 +401,7 @@ def make_envs(args):
 class Run:
     """Folder, counters and clean cuts of one run. Under torchrun every worker has one, but only worker 0 writes."""
 
-    def __init__(self, args, **parts):  # what a checkpoint keeps by its state_dict: agent, optimizer
+    def __init__(self, args, **parts):  # agent, optimizer and whatever else a checkpoint must hold
         self.args, self.agent, self.parts = args, parts["agent"], parts
         self.step, self.seconds, self.cut_due, metrics_size = 0, 0.0, True, 0
         self.recent = deque(maxlen=20)  # return and length of the last finished episodes
@@ -511,7 +515,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Return of each of `episodes` episodes with the most likely actions, in the environment's own rewards."""
+    """Return of each of `episodes` episodes of greedy actions, in the environment's own rewards."""
     returns = []
     seeds = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)  # none that training used
     for episode_seed in seeds.tolist():
@@ -570,10 +574,12 @@ def setup(args):
             if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
                 raise BadInput(f"--{name.replace('_', '-')} {value}: must lie between {low} and {high}")
     batch = args.num_envs * args.num_steps
-    if args.buffer_size < max(batch, args.learning_starts):
+    if args.buffer_size // args.num_envs * args.num_envs < max(batch, args.learning_starts):
         raise BadInput(f"--buffer-size {args.buffer_size}: less than a rollout, {batch}, or --learning-starts")
     if args.total_timesteps < batch * WORKERS:
         raise BadInput(f"--total-timesteps {args.total_timesteps}: one rollout is {batch * WORKERS} steps already")
+    if args.total_timesteps // WORKERS < args.learning_starts:
+        raise BadInput(f"--learning-starts {args.learning_starts}: never comes in --total-timesteps")
     if args.render and args.capture_video:
         raise BadInput("--render: not together with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):

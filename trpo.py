@@ -90,7 +90,7 @@ class Args:
     run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets the environments
-    eval_episodes: int = 10  # episodes of the final evaluation, with the most likely actions
+    eval_episodes: int = 10  # episodes of the final evaluation, whose actions are greedy
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # film the evaluation into <run_dir>/videos
     track: bool = False  # log to Weights & Biases as well
@@ -464,7 +464,7 @@ def make_envs(args):
 class Run:
     """Folder, counters and clean cuts of one run. Under torchrun every worker has one, but only worker 0 writes."""
 
-    def __init__(self, args, **parts):  # what a checkpoint keeps by its state_dict: agent, optimizer
+    def __init__(self, args, **parts):  # agent, optimizer and whatever else a checkpoint must hold
         self.args, self.agent, self.parts = args, parts["agent"], parts
         self.step, self.seconds, self.cut_due, metrics_size = 0, 0.0, True, 0
         self.recent = deque(maxlen=20)  # return and length of the last finished episodes
@@ -578,7 +578,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Return of each of `episodes` episodes with the most likely actions, in the environment's own rewards."""
+    """Return of each of `episodes` episodes of greedy actions, in the environment's own rewards."""
     returns = []
     seeds = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)  # none that training used
     for episode_seed in seeds.tolist():

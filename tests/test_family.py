@@ -92,11 +92,10 @@ def flags(name):
     return {line.split(":")[0].strip(): line for line in lines if line}
 
 
-def test_where_dqn_differs_it_leaves_out_more_than_it_adds():
-    for name, changed in {"make_env": 5, "setup": 6}.items():
+def test_the_two_functions_in_which_dqn_may_differ_differ_in_a_few_lines():
+    for name in DQN_MAY_DIFFER:
         ours, theirs = (definitions(script)[name].splitlines() for script in ("dqn", "ppo"))
-        assert len(set(ours) - set(theirs)) <= changed
-        assert len(ours) <= len(theirs) + 1
+        assert 0 < len(set(ours) - set(theirs)) <= 8
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
