@@ -109,7 +109,9 @@ def row(job, where):
 
 def here():
     """Commit, versions and machine, as they go into every row."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT).returncode:
+        commit += "-dirty"
     packages = "torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib"
     versions = [f"python {platform.python_version()}"]
     for name in packages:
@@ -118,7 +120,7 @@ def here():
         except importlib.metadata.PackageNotFoundError:
             pass
     return (
-        commit.stdout.strip(),
+        commit,
         ", ".join(versions),
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     )
