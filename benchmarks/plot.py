@@ -161,6 +161,7 @@ def picture_of_ablation(rows, path):
     """dqn.py with and without its two ideas."""
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     variants = {"": "replay and target network", "no target network": "no target network", "no replay": "no replay"}
+    variants |= {"online": "neither, and one environment: online Q-learning"}
     for (variant, label), colour in zip(variants.items(), OTHERS):
         if runs := curves(select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]):
             draw(axes, runs, label, colour)
