@@ -45,7 +45,8 @@ BASELINES = {"ppo": (10, 100_000), "trpo": (10, 100_000), "a2c": (5, 500_000), "
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",
     "no target network": "--tau 1",
-    "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1",
+    "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
+    " --tau 1",
 }
 COLUMNS = "script env_id seed steps variant command commit versions machine seconds mean worst solved_step".split()
 COLUMNS += "solved_seconds curve_step curve_seconds curve_return".split()
