@@ -22,8 +22,8 @@ with a network:
   the target moves the target too, and values can chase each other upwards.
 
 Without either it is online Q-learning, as in Watkins (1989), with a network in place of his table: --num-envs 1
---num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1. The README shows what is
-lost by taking away the one or the other.
+--num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1. The README shows what that
+costs on CartPole-v1.
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n rewards counted before a
 value stands for the rest (Sutton 1988; Hessel et al. 2018, arXiv:1710.02298), which is faster though not quite right,

@@ -128,7 +128,7 @@ def finish(figure, path):
 
 def picture_of_cartpole(rows, path):
     """Return against seconds, all scripts, Stable-Baselines3 in grey."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     for name, style in STYLES.items():
         if runs := curves(select(rows, script=f"sb3-{name}", env_id="CartPole-v1"), "seconds"):
             draw(axes, runs, f"Stable-Baselines3 {name}", "#999999", linestyle=style)
@@ -136,7 +136,7 @@ def picture_of_cartpole(rows, path):
         if runs := curves(select(rows, script=name, env_id="CartPole-v1"), "seconds"):
             draw(axes, runs, f"{name}.py", colour, linewidth=2)
     axes.set(xlabel="seconds, on one core", ylabel="return, CartPole-v1", xlim=(0, 30), ylim=(0, 510))
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside right center")
     finish(figure, path)
 
 
@@ -164,9 +164,9 @@ def picture_of_ablation(rows, path):
     variants |= {"online": "neither, and one environment: online Q-learning"}
     for (variant, label), colour in zip(variants.items(), OTHERS):
         if runs := curves(select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]):
-            draw(axes, runs, label, colour)
+            draw(axes, runs, f"{label} ({len(runs)} seeds)", colour)
     axes.set(xlabel="environment steps", ylabel="return, CartPole-v1", ylim=(0, 510))
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower right")
     finish(figure, path)
 
 
@@ -217,9 +217,9 @@ PICTURES = {"cartpole": picture_of_cartpole, "curves": picture_of_all, "dqn-abla
 def readme(text, rows):
     """The README with its tables as the rows say."""
     for name, table in TABLES.items():
-        start, end = f"<!-- {name}: python benchmarks/plot.py -->\n\n", f"\n\n<!-- end of {name} -->"
+        start, end = f"<!-- {name}: python benchmarks/plot.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(start)
-        text = before + start + table(rows) + end + rest.split(end)[1]
+        text = f"{before}{start}\n\n{table(rows)}\n\n{end}{rest.split(end)[1]}"
     return text
 
 
