@@ -186,7 +186,7 @@ def table_of_scores(rows):
         cells = []
         for runs in found.values():
             means = [float(row["mean"]) for row in runs]
-            fewer = f", {len(runs)} seeds" if 0 < len(runs) < most else ""
+            fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < most else ""
             cells.append(f"{np.mean(means):.1f} ({min(means):.1f}), {amount(runs[0]['steps'])}{fewer}" if runs else "")
         lines.append(f"| {env} | {most} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -201,7 +201,9 @@ def table_of_solving(rows):
             continue
         label = f"{name}.py" if name in SCRIPTS else f"Stable-Baselines3 {name[4:]}"
         solved = [row for row in runs if row["solved_step"]]
-        middle = [np.median([float(row[column]) for row in solved]) for column in ("solved_step", "solved_seconds")]
+        middle = [
+            np.median([float(row[column]) for row in solved]) for column in ("solved_step", "solved_seconds") if solved
+        ]
         means = [float(row["mean"]) for row in runs]
         cells = (
             f"{len(solved)} of {len(runs)} | {middle[0]:,.0f} | {middle[1]:.1f}" if solved else f"0 of {len(runs)} | |"
