@@ -172,7 +172,7 @@ class VectorMultiArmedBandit(gym.vector.VectorEnv):
     def result(self, reward, ended, regret):
         """What step returns; info["_..."] says, as Gymnasium's vector environments do, whose info["..."] holds."""
         everyone, nobody = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        info = {"best_arm": self.arms.best, "_best_arm": everyone, "regret": regret, "_regret": everyone}
+        info = {"best_arm": self.arms.best.copy(), "_best_arm": everyone, "regret": regret, "_regret": everyone}
         return np.zeros(self.num_envs, int), reward, nobody, nobody | ended, info
 
     def reset(self, *, seed=None, options=None):
@@ -535,9 +535,9 @@ def draw(path, args, table, curves):
     if args.figure == "2.6":
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
         for name in POWERS:
-            before, after = name.split("{}")
+            before = name.removesuffix("{}")
             rows = [row for row in table if row[0].startswith(before)]
-            x = [float(row[0][len(before) : len(row[0]) - len(after)]) for row in rows]
+            x = [float(row[0].removeprefix(before)) for row in rows]
             axes.errorbar(x, [row[1] for row in rows], [row[2] for row in rows], label=name.format("x"))
         axes.set_xscale("log", base=2)
         axes.set(xlabel="x", ylabel=f"average reward over the first {args.steps} steps")

@@ -98,7 +98,10 @@ def test_arms_that_drift_have_the_stated_variance():
 def test_what_a_step_returns_is_the_callers_to_change():
     env = gym.make_vec("ArmedBanditTestbed-v0", num_envs=3, max_episode_steps=1)
     env.reset(seed=0)
-    _, _, terminated, truncated, _ = env.step(np.zeros(3, int))
+    _, _, terminated, truncated, info = env.step(np.zeros(3, int))
+    best = info["best_arm"].copy()
+    info["best_arm"][:] = -1
+    assert np.array_equal(env.unwrapped.arms.best, best)
     terminated |= truncated
     _, _, terminated, truncated, _ = env.step(np.zeros(3, int))
     assert not terminated.any() and not truncated.any()

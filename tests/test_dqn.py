@@ -230,6 +230,16 @@ def test_epsilon_falls_linearly_in_environment_steps_and_then_stays(tmp_path):
     assert [row["td_loss"] == "" for row in rows] == [True] * 19 + [False]
 
 
+def test_no_return_runs_on_over_a_checkpoint_which_resets_the_environments(tmp_path, monkeypatch):
+    """Episodes of 10 steps, a checkpoint after 16 steps of each environment: ends after steps 10, 16, 16 + 10."""
+    buffers, add = [], dqn.ReplayBuffer.add
+    monkeypatch.setattr(dqn.ReplayBuffer, "add", lambda self, *steps: buffers.append(self) or add(self, *steps))
+    flags = {"total_timesteps": 256, "checkpoint_every": 128, "learning_starts": 64, "gradient_steps": 1}
+    train(tmp_path, env_id="ProbeTimeLimit-v0", **flags)
+    for env in range(8):
+        assert (buffers[0].done[:32, env].nonzero().flatten() + 1).tolist() == [10, 16, 26]
+
+
 class Corridor(gym.Env):
     """Cells 0 to 3, left or right. Moving right from cell 3 ends the episode and pays 10; every other step costs 1."""
 
