@@ -37,11 +37,11 @@ TASKS = [  # environment, seeds, steps of each script
     ("Pendulum-v1", 10, {"vpg": 300_000, "a2c": 300_000, "trpo": 150_000, "ppo": 100_000}),
     ("MountainCarContinuous-v0", 10, {"vpg": 100_000, "a2c": 100_000, "trpo": 100_000, "ppo": 100_000}),
     ("InvertedPendulum-v5", 10, {"vpg": 100_000, "a2c": 100_000, "trpo": 100_000, "ppo": 100_000}),
-    ("LunarLander-v3", 5, {"dqn": 300_000, "ppo": 1_000_000}),
-    ("HalfCheetah-v5", 3, {"trpo": 1_000_000, "ppo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
     ("MountainCar-v0", 5, {"dqn": 120_000}),
+    ("LunarLander-v3", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000, "dqn": 300_000}),
+    ("HalfCheetah-v5", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
 ]
-BASELINES = {"ppo": (10, 100_000), "trpo": (10, 100_000), "a2c": (5, 500_000), "dqn": (5, 50_000)}  # seeds, steps
+BASELINES = {"ppo": (10, 100_000), "trpo": (10, 100_000), "a2c": (10, 500_000), "dqn": (10, 50_000)}  # seeds, steps
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",
     "no target network": "--tau 1",
