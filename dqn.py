@@ -7,31 +7,35 @@
 # ///
 """Deep Q-learning (DQN): a network that says what each action is worth.
 
-Mnih et al. (2015), "Human-level control through deep reinforcement learning", Nature 518, Algorithm 1; first in
-Mnih et al. (2013), "Playing Atari with Deep Reinforcement Learning", arXiv:1312.5602.
+Mnih et al. (2015), "Human-level control through deep reinforcement learning", Nature 518, Algorithm 1; first, without
+the target network, in Mnih et al. (2013), "Playing Atari with Deep Reinforcement Learning", arXiv:1312.5602.
 
-Q(s, a) is the return to expect from action a in state s, if the best actions follow. It obeys Bellman's equation,
-Q(s, a) = E[r + gamma max_a' Q(s', a')], and learning is to move the left side towards the right, one transition after
-another. The policy is to take the action that Q says is best, and now and then a random one. Two ideas make this work
-with a network:
+Q(s, a) is the return to expect after action a in state s, if the best actions follow. It obeys Bellman's equation,
+Q(s, a) = E[r + gamma max_a' Q(s', a')], and learning moves the left side towards samples of the right. The policy is
+epsilon-greedy: with probability epsilon, which falls while training, a random action; otherwise the one that Q says is
+best. Two ideas make this work with a network:
 
-- Replay. Bellman's equation holds for every transition, whoever chose the action, so old ones are remembered and each
-  gradient step takes a batch from all of them. Successive steps are alike, and a network that sees only the latest
-  forgets the rest; and each transition is used many times.
+- Replay. Bellman's equation holds for each action in each state, whoever chose it, so old transitions are remembered
+  and each gradient step takes a batch from all of them. Successive steps are alike, and a network that sees only the
+  latest forgets the rest. It also lets each transition be used many times.
 - A target network. The right side comes from a copy of the network that follows slowly. Without it, each step towards
   the target moves the target too, and values can chase each other upwards.
 
 Without either it is online Q-learning, as in Watkins (1989), with a network in place of his table: --num-envs 1
 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1. The README shows what that
-costs on CartPole-v1.
+costs on CartPole-v1. (A buffer of one leaves one reward to a return, and with --tau 1 both networks are the same.)
 
-Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n rewards counted before a
-value stands for the rest (Sutton 1988; Hessel et al. 2018, arXiv:1710.02298), which is faster though not quite right,
-as the actions in between were random or those of an older policy; a target network that follows a little after every
-step rather than all the way now and then (--tau 1 --target-interval 10000); several environments; Adam, gradients
-clipped to a maximum norm, and a learning rate that decays; observations and rewards scaled by running statistics;
-weights that start orthogonal; time limits bootstrapped. Left out: prioritised replay, duelling and distributional
-networks.
+Not in the paper:
+
+- Double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461).
+- n-step returns (Watkins 1989; Hessel et al. 2018, arXiv:1710.02298): n rewards, then the value of the state reached.
+  That is faster, though not quite right: the actions in between were random or those of an older policy.
+- A target network that follows a little after each step; the paper's: --tau 1 --target-interval 10000.
+- What the other scripts do too: several environments; Adam with a learning rate that decays, gradients clipped to a
+  maximum norm; observations and rewards scaled by running statistics (the paper clips rewards to -1 and 1); weights
+  that start orthogonal; at a time limit the value of the state reached counts, as the episode might have gone on.
+
+Later ideas left out: prioritised replay, duelling, distributional and noisy networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
 """
@@ -72,13 +76,13 @@ class Args:
     batch_size: int = 128  # B, transitions that each worker draws for a gradient step
     buffer_size: int = 100_000  # transitions remembered by each worker; the oldest are overwritten
     learning_starts: int = 1_000  # transitions that each worker remembers before the first gradient step
-    n_step: int = 10  # n, rewards counted before a value stands for the rest
+    n_step: int = 10  # n, rewards in a return before the value of the state reached
     double_q: bool = True  # the network chooses the next action, the target network says what it is worth
     tau: float = 0.01  # how far the target network moves towards the network; 1 makes it a copy
     target_interval: int = 1  # gradient steps from one such move to the next
     epsilon_start: float = 1.0  # probability of a random action at the start
-    epsilon_end: float = 0.04  # and after exploration_fraction of the training
-    exploration_fraction: float = 0.2  # part of the training in which it falls from one to the other
+    epsilon_end: float = 0.04  # probability of a random action in the end
+    exploration_fraction: float = 0.2  # part of the training in which epsilon falls from start to end
     max_grad_norm: float = 10.0  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
 
@@ -103,15 +107,16 @@ class Args:
 
 
 class ReplayBuffer(nn.Module):
-    """The last transitions of N environments, as they came: a row for each step of all of them, newest over oldest.
+    """A ring of the last transitions: a row holds one step of N environments, and the newest overwrites the oldest.
 
-    next_obs is the true successor, also where an episode ended. Raises BadInput if the memory is too small for it.
+    All is stored as it came and scaled when it is used. next_obs is the true successor, also where an episode ended. It
+    is a Module for its state_dict, and stays in main memory. Raises BadInput if it would not fit there.
     """
 
     def __init__(self, obs_space, args):
         super().__init__()
-        rows, image = args.buffer_size // args.num_envs, obs_space.dtype == np.uint8
-        obs_dtype = torch.uint8 if image else torch.float32
+        rows = args.buffer_size // args.num_envs
+        obs_dtype = torch.uint8 if obs_space.dtype == np.uint8 else torch.float32
         self.columns = {"obs": obs_dtype, "act": torch.int64, "rew": torch.float32, "next_obs": obs_dtype}
         self.columns |= {"terminated": torch.bool, "done": torch.bool}
         shapes = {name: (rows, args.num_envs) for name in self.columns}
@@ -138,41 +143,42 @@ class ReplayBuffer(nn.Module):
         rows = (self.count + torch.arange(steps)) % len(self.done)
         for name, x in zip(self.columns, rollout, strict=True):
             column = getattr(self, name)
-            column[rows] = x.to(column)  # its device and type
+            column[rows] = x.to(column.dtype)
         self.count += steps
 
     def cut(self):
-        """No step continues the newest ones: the environments have been reset."""
+        """End the episodes at the newest row: the environments have been reset."""
         self.done[(self.count - 1) % len(self.done)] = True
 
     def sample(self, shape, n, gamma, scale=1.0):
         """Transitions of up to n steps: obs, act, return of n steps, obs after them, terminated, discount after them.
 
-        Each [*shape, ...], drawn uniformly. There are fewer than n steps where an episode ends or the newest row comes.
-        Rewards are divided by scale, and clipped at 10 as in RewardNorm.
+        Each [*shape, ...], drawn uniformly. There are fewer than n steps if an episode ends or the newest row comes
+        before. Rewards are divided by scale, and clipped at 10 as in RewardNorm.
         """
         size, envs = self.done.shape
         age = torch.randint(min(int(self.count), size), shape)  # 0 is the newest row
         env, step = torch.randint(envs, shape), torch.arange(n)
-        row = (self.count - 1 - age[..., None] + step) % size  # [*shape, n]
-        last = self.done[row, env[..., None]] | (step >= age[..., None])
+        first = self.count - 1 - age
+        row = (first[..., None] + step) % size  # [*shape, n]
+        end = self.done[row, env[..., None]] | (step >= age[..., None])  # nothing follows this step
         rew = (self.rew[row, env[..., None]] / scale).clamp(-10, 10)
-        ret, steps = n_step_return(rew, last, gamma)
-        start, end = (row[..., 0], env), (row.gather(-1, steps[..., None] - 1)[..., 0], env)  # first step, last step
-        return self.obs[start], self.act[start], ret, self.next_obs[end], self.terminated[end], gamma**steps
+        ret, steps = n_step_return(rew, end, gamma)
+        start, stop = (first % size, env), ((first + steps - 1) % size, env)
+        return self.obs[start], self.act[start], ret, self.next_obs[stop], self.terminated[stop], gamma**steps
 
 
-def n_step_return(rew, last, gamma):
-    """Discounted sum of rewards [..., n] up to the first that is the last one, and how many these are; [...] each."""
-    counts = last.cumsum(-1) - last.long() == 0
+def n_step_return(rew, end, gamma):
+    """Discounted sum of rew [..., n] up to the first step where end is True, and the number of steps; [...] each."""
+    used = end.cumsum(-1) - end.long() == 0  # no end before this step
     powers = gamma ** torch.arange(rew.shape[-1])
-    return (rew * powers * counts).sum(-1), counts.sum(-1)
+    return (rew * powers * used).sum(-1), used.sum(-1)
 
 
 def td_target(ret, discount, terminated, next_q, next_act):
-    """What an action turned out to be worth (Mnih et al. 2015, Algorithm 1): ret + discount Q-(s', a'), [B].
+    """What an action seems to be worth now: ret + discount Q^(s', a'), [B] (y in Mnih et al. 2015, Algorithm 1).
 
-    next_q [B, A] is Q-(s', .), by the target network; next_act [B] is a'; the rest is [B].
+    next_q [B, A] is Q^(s', .), by the target network; next_act [B] is a'; the rest is [B].
     """
     next_val = next_q.gather(-1, next_act[:, None])[:, 0]
     return ret + discount * next_val * ~terminated  # a terminal state is worth 0; a time limit is not terminal
@@ -183,12 +189,12 @@ def update(agent, optimizer, batch, args):
     obs, act, ret, next_obs, terminated, discount = batch
     with torch.no_grad():
         next_q = agent.target_q(next_obs)
-        # Double Q-learning (van Hasselt et al. 2016, Eq. 4): the largest value is often too large by chance, so one
-        # network says which it is and the other how large.
+        # Double Q-learning (van Hasselt et al. 2016, Eq. 4): the largest of noisy values is too large on average, so
+        # one network chooses the action and the other says what it is worth.
         next_act = (agent.q(next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(ret, discount, terminated, next_q, next_act)
     q = agent.q(obs).gather(-1, act[:, None])[:, 0]
-    td_loss = F.huber_loss(q, target)  # squared up to errors of 1, then linear: the paper's clipped error
+    td_loss = F.huber_loss(q, target)  # half the square up to 1, then linear: the paper's clipped error
     grad_norm = gradient_step(optimizer, td_loss, args.max_grad_norm)
     agent.updates.add_(1)
     if agent.updates % args.target_interval == 0:
@@ -207,14 +213,14 @@ def train(args):
     with Run(args, agent=agent, optimizer=optimizer, replay=replay) as run:
         rollout_size = args.num_steps * args.num_envs * WORKERS
         while run.step + rollout_size <= args.total_timesteps:
-            if run.cut_due:
+            if run.cut_due:  # at the start and at each checkpoint: save, reseed, reset
                 obs = run.clean_cut(envs)
                 replay.cut()
             past = run.step / args.total_timesteps
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - past if args.anneal_lr else 1)
             epsilon = np.interp(past, [0, args.exploration_fraction], [args.epsilon_start, args.epsilon_end])
 
-            # Collect: T steps in each of N environments, some of them random.
+            # Collect: T steps in each of N environments, some actions random.
             shape, rollout = (args.num_steps, args.num_envs), []
             explore, random = (torch.rand(shape) < epsilon).numpy(), torch.randint(num_actions, shape).numpy()
             for t in range(args.num_steps):
@@ -226,15 +232,15 @@ def train(args):
             # The whole rollout, [T, N, ...] each.
             rollout = [to_tensor(x, "cpu") for x in zip(*rollout)]
             replay.add(*rollout)
-            b_obs, _, b_rew, _, _, b_done = (x.to(device) for x in rollout)
-            agent.obs_norm.update(b_obs.flatten(0, 1))
-            agent.reward_norm(b_rew, b_done)  # for its statistics
+            b_obs, _, b_rew, _, _, b_done = rollout
+            agent.obs_norm.update(b_obs.flatten(0, 1).to(device))
+            agent.reward_norm(b_rew.to(device), b_done)  # for its statistics: sample scales what is stored
 
             # Improve: G gradient steps on what is remembered.
-            losses = dict.fromkeys(("td_loss", "q_value", "grad_norm"), "")
+            losses = dict.fromkeys(("td_loss", "q_value", "grad_norm"), "")  # empty until learning starts
             if len(replay) >= args.learning_starts:
-                size, scale = (args.gradient_steps, args.batch_size), agent.reward_norm.std.item()
-                batches = (x.to(device) for x in replay.sample(size, args.n_step, args.gamma, scale))
+                shape, scale = (args.gradient_steps, args.batch_size), agent.reward_norm.std.item()
+                batches = (x.to(device) for x in replay.sample(shape, args.n_step, args.gamma, scale))  # [G, B, ...]
                 steps = [update(agent, optimizer, batch, args) for batch in zip(*batches)]
                 losses = dict(zip(losses, torch.stack(steps).mean(0).tolist()))
             run.report(b_rew, b_done, losses | {"epsilon": epsilon})
@@ -578,7 +584,7 @@ def setup(args):
         raise BadInput(f"--buffer-size {args.buffer_size}: less than a rollout, {batch}, or --learning-starts")
     if args.total_timesteps < batch * WORKERS:
         raise BadInput(f"--total-timesteps {args.total_timesteps}: one rollout is {batch * WORKERS} steps already")
-    if args.total_timesteps // WORKERS < args.learning_starts:
+    if args.total_timesteps // (batch * WORKERS) * batch < args.learning_starts:
         raise BadInput(f"--learning-starts {args.learning_starts}: never comes in --total-timesteps")
     if args.render and args.capture_video:
         raise BadInput("--render: not together with --capture-video")

@@ -212,7 +212,7 @@ def train(args):
     with Run(args, agent=agent, optimizer=optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
         while run.step + batch_size <= args.total_timesteps:
-            if run.cut_due:
+            if run.cut_due:  # at the start and at each checkpoint: save, reseed, reset
                 obs = run.clean_cut(envs)
             left = 1 - run.step / args.total_timesteps
             optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)

@@ -133,15 +133,16 @@ def test_the_pictures_of_the_readme_are_those_of_the_results(tmp_path, name):
 
 
 def test_the_example_of_the_readme_learns(tmp_path):
-    code, command, library = re.search(
-        r"```python\n(import gymnasium.*?)```\n\n```bash\npython (.*?)\n```.*?```python\n(import ppo.*?)```",
-        README,
-        re.DOTALL,
-    ).groups()
+    code, training, loading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (command,) = re.findall(r"^python (ppo.py --env-id thermostat.*)$", README, re.MULTILINE)
     (tmp_path / "thermostat.py").write_text(code)
     (tmp_path / "ppo.py").write_text((ROOT / "ppo.py").read_text())
     done = subprocess.run([sys.executable, *command.split()], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[1]) > -60  # of about -250 for one that only waits
-    (tmp_path / "mine.py").write_text(library.replace("50_000", "2_048") + "assert env.action_space.contains(action)\n")
+    training = training.replace("50_000", "2_048") + "assert env.observation_space.contains(obs)\n"
+    (tmp_path / "mine.py").write_text(training)
     subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
+    loading = loading.replace("runs/NAME", str(next((tmp_path / "runs").iterdir())))
+    (tmp_path / "later.py").write_text(loading + "agent.act(env.reset()[0][None])\n")
+    subprocess.run([sys.executable, "later.py"], cwd=tmp_path, check=True)

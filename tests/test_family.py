@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 FAMILY = ["vpg", "a2c", "trpo", "ppo"]  # policy gradients
 SCRIPTS = [*FAMILY, "dqn"]
 PAIRS = list(combinations(SCRIPTS, 2))
-STEPS = [("vpg", "a2c"), ("a2c", "ppo"), ("a2c", "trpo")]
+STEPS = [("vpg", "a2c"), ("a2c", "trpo"), ("a2c", "ppo")]
 SOURCE = {name: (ROOT / f"{name}.py").read_text() for name in SCRIPTS}
 SHARED = "# From here on: shared by all scripts of the family, the same text in each.\n"
 

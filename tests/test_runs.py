@@ -411,7 +411,7 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
         ),
         ("dqn", "--buffer-size 999", "--buffer-size 999: less than a rollout, 64, or --learning-starts"),
         ("dqn", "--buffer-size 1000 --num-envs 3", "--buffer-size 1000: less than a rollout, 24, or --learning-starts"),
-        ("dqn", "--total-timesteps 900", "--learning-starts 1000: never comes in --total-timesteps"),
+        ("dqn", "--total-timesteps 1000", "--learning-starts 1000: never comes in --total-timesteps"),  # 960 are
         ("dqn", "--buffer-size 1000000000000", "--buffer-size 1000000000000: takes "),
         ("dqn", "--batch-size 0", "--batch-size 0: must lie between 1 and inf"),
         ("dqn", "--gradient-steps 0", "--gradient-steps 0: must lie between 1 and inf"),
