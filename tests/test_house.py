@@ -5,8 +5,11 @@ import importlib
 import re
 import subprocess
 import sys
+from importlib.metadata import metadata
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from tests.test_family import ROOT, SCRIPTS
 
@@ -43,6 +46,15 @@ def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
     assert lower.keys() == pinned.keys() - FOR_TESTS - FOR_OTHERS[name]
     for name, (bound,) in lower.items():
         assert bound <= min(pinned[name])
+
+
+def test_the_pinned_requirements_support_the_oldest_python():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        requirement = Requirement(line)
+        installed = metadata(requirement.name)
+        markers = requirement.marker is None or requirement.marker.evaluate({"python_version": "3.10"})
+        if markers and installed["Version"] in requirement.specifier:
+            assert "3.10" in SpecifierSet(installed["Requires-Python"] or ""), line
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
