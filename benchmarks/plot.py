@@ -177,18 +177,22 @@ def amount(steps):
     return f"{int(steps) // 1_000_000}M" if int(steps) >= 1_000_000 else f"{int(steps) // 1000}k"
 
 
+def score(runs, most):
+    """Final evaluation of some runs: mean over seeds (worst seed; worst episode), budget, seeds if not the most."""
+    if not runs:
+        return "–"
+    means, worst = [float(row["mean"]) for row in runs], min(float(row["worst"]) for row in runs)
+    fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if len(runs) < most else ""
+    return f"{np.mean(means):.1f} ({min(means):.1f}; {worst:.0f}), {amount(runs[0]['steps'])}{fewer}"
+
+
 def table_of_scores(rows):
-    """Final evaluation, for each environment and script: mean (worst seed), budget, number of seeds if fewer."""
+    """A row for each environment, a column for each script."""
     lines = ["| environment | seeds | " + " | ".join(SCRIPTS) + " |", "|---|---|" + "---|" * len(SCRIPTS)]
     for env in dict.fromkeys(row["env_id"] for row in rows):
-        found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
-        most = max(map(len, found.values()))
-        cells = []
-        for runs in found.values():
-            means = [float(row["mean"]) for row in runs]
-            fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < most else ""
-            cells.append(f"{np.mean(means):.1f} ({min(means):.1f}), {amount(runs[0]['steps'])}{fewer}" if runs else "")
-        lines.append(f"| {env} | {most} | " + " | ".join(cells) + " |")
+        found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
+        most = max(map(len, found))
+        lines.append(f"| {env} | {most} | " + " | ".join(score(runs, most) for runs in found) + " |")
     return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ TASKS = [  # environment, seeds, steps of each script
     ("Pendulum-v1", 10, {"vpg": 300_000, "a2c": 300_000, "trpo": 150_000, "ppo": 100_000}),
     ("MountainCarContinuous-v0", 10, {"vpg": 100_000, "a2c": 100_000, "trpo": 100_000, "ppo": 100_000}),
     ("InvertedPendulum-v5", 10, {"vpg": 100_000, "a2c": 100_000, "trpo": 100_000, "ppo": 100_000}),
-    ("MountainCar-v0", 5, {"dqn": 120_000}),
+    ("MountainCar-v0", 5, {"vpg": 120_000, "a2c": 120_000, "trpo": 120_000, "ppo": 120_000, "dqn": 120_000}),
     ("LunarLander-v3", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000, "dqn": 300_000}),
     ("HalfCheetah-v5", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
 ]
