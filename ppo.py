@@ -11,16 +11,17 @@ Schulman, Wolski, Dhariwal, Radford and Klimov (2017), "Proximal Policy Optimiza
 Equation numbers are this paper's.
 
 A policy gradient holds for the policy that collected the data, so a rollout is good for one gradient step. PPO takes
-many. It weighs each action by the ratio r = pi(a|s) / pi_old(a|s), which corrects for the policy having moved, and
-limits how far the policy can move: either nothing is gained by an r outside [1 - eps, 1 + eps] (clip), or the
-objective pays a price beta for each nat of KL(pi_old || pi) (penalty).
+many. It weighs each action by the ratio r = pi(a|s) / pi_old(a|s), which corrects for the probability of the action,
+though not for that of the state. So it also limits how far the policy moves: either nothing is gained by an r outside
+[1 - eps, 1 + eps] (clip), or the objective pays a price beta for each nat of KL(pi_old || pi) (penalty).
 
 What changed from a2c.py: several passes over a longer rollout, in minibatches; the ratio in place of log pi, with one
-of the two limits; the old policy's distributions, which both need, in the batch. At r = 1 the gradients are the same.
+of the two limits; the old policy's distributions in the batch, for ratio and KL. At r = 1 the gradients are the same.
 
 Not in the paper: advantages standardised in each minibatch; observations and rewards scaled by running statistics and
 clipped at 10; weights that start orthogonal; gradients clipped to a maximum norm; means of bounded actions kept within
-the bounds; time limits bootstrapped. Left out: recurrent policies, action masks, a trunk shared by actor and critic.
+the bounds; time limits bootstrapped. Left out: recurrent policies, action masks, a trunk shared by actor and critic, a
+clip range that decays.
 
 Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
 """
@@ -63,7 +64,7 @@ class Args:
     gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    clip_vloss: bool = False  # hold new values within clip_coef of the old
+    clip_vloss: bool = False  # nothing gained by values further than clip_coef from the old ones
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     anneal_lr: bool = True  # learning rate decays linearly towards 0
     target_kl: float | None = None  # end an update at the minibatch that finds the policy this far away, in nats
@@ -79,7 +80,7 @@ class Args:
     async_envs: bool = False  # a process for each environment: for slow simulators
     run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets the environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets all environments
     eval_episodes: int = 10  # episodes of the final evaluation, whose actions are greedy
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # film the evaluation into <run_dir>/videos
@@ -138,7 +139,7 @@ def minibatches(batch, epochs, num_minibatches):
 
 
 def update(agent, optimizer, batch, args):
-    """Improve policy and values by Eq. 9; batch: obs, act, old_params, old_val, adv, ret, each [B, ...]."""
+    """Improve by Eq. 9, its first term Eq. 7 or 8; batch: obs, act, old_params, old_val, adv, ret, each [B, ...]."""
     logs, settings = [], optimizer.param_groups[0]
     for obs, act, old_params, old_val, adv, ret in minibatches(batch, args.update_epochs, args.num_minibatches):
         pi, old_pi, val = agent.policy(obs), agent.distribution(old_params), agent.value(obs)
@@ -410,7 +411,7 @@ def make_env(args, evaluation=False):
         env = wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, axis, 0), space)
     elif not isinstance(obs_space, spaces.Box) or len(obs_space.shape) != 1:
         env = wrappers.FlattenObservation(env)
-    if isinstance(act_space, spaces.Box) and act_space.is_bounded():
+    if isinstance(act_space, spaces.Box) and act_space.is_bounded():  # not ClipAction, which drops the bounds
         env = wrappers.RescaleAction(env, -1, 1)
         return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
     if isinstance(act_space, spaces.Box):
@@ -622,7 +623,7 @@ def setup(args):
         raise BadInput(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed)  # the same in all workers, for equal weights; clean_cut seeds each differently
     if WORKERS > 1 and not dist.is_initialized():
         dist.init_process_group()
     return device

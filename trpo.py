@@ -89,7 +89,7 @@ class Args:
     async_envs: bool = False  # a process for each environment: for slow simulators
     run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets the environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets all environments
     eval_episodes: int = 10  # episodes of the final evaluation, whose actions are greedy
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # film the evaluation into <run_dir>/videos
@@ -440,7 +440,7 @@ def make_env(args, evaluation=False):
         env = wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, axis, 0), space)
     elif not isinstance(obs_space, spaces.Box) or len(obs_space.shape) != 1:
         env = wrappers.FlattenObservation(env)
-    if isinstance(act_space, spaces.Box) and act_space.is_bounded():
+    if isinstance(act_space, spaces.Box) and act_space.is_bounded():  # not ClipAction, which drops the bounds
         env = wrappers.RescaleAction(env, -1, 1)
         return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
     if isinstance(act_space, spaces.Box):
@@ -652,7 +652,7 @@ def setup(args):
         raise BadInput(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed)  # the same in all workers, for equal weights; clean_cut seeds each differently
     if WORKERS > 1 and not dist.is_initialized():
         dist.init_process_group()
     return device
