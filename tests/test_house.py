@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from tests.test_family import ROOT, SCRIPTS
 
 README = (ROOT / "README.md").read_text()
-FOR_TESTS = {"hypothesis", "pytest", "ruff", "scipy"}  # scipy: benchmarks/plot.py
+FOR_TESTS = {"hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"}  # scipy: benchmarks/plot.py
 FOR_OTHERS = {name: {"matplotlib", "psutil"} for name in SCRIPTS}  # what a script does not need, though others do
 FOR_OTHERS |= {"dqn": {"matplotlib"}, "bandit": {"moviepy", "psutil", "torch"}}
 
