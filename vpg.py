@@ -19,15 +19,16 @@ The gradient of the expected return is E[sum_t psi_t grad log pi(a_t|s_t)] (Eq. 
     baseline       the rewards from t on, less the value V(s_t) that a critic expected
     gae            a mean of the critic's estimates over all horizons, weighted by lambda (Eq. 16)
 
-The first follows from the log-derivative trick. The second and third have the same mean and less variance, because
-E[grad log pi(a|s)] = sum_a pi(a|s) grad log pi(a|s) = grad sum_a pi(a|s) = 0 in any state (the expected grad-log-prob
-lemma): whatever is known before a_t is drawn, the rewards before t or V(s_t), can be taken away without a trace. The
-fourth lets the critic stand for rewards to come: less variance again, and a bias as far as the critic is wrong, which
-goes away with lambda = 1, the third form.
+The first follows from the log-derivative trick. With gamma = 1 the second and third have the same mean and less
+variance, because E[grad log pi(a|s)] = sum_a pi(a|s) grad log pi(a|s) = grad sum_a pi(a|s) = 0 in any state (the
+expected grad-log-prob lemma): what is known before a_t is drawn, the rewards before t or V(s_t), can be taken away and
+the mean stays. The fourth lets the critic stand for rewards to come: less variance again, and a bias as far as the
+critic is wrong. The third is the fourth with lambda = 1, where the critic stands only for what follows a cut: the end
+of a rollout, or a time limit.
 
 Discounting: total-return is discounted from the episode's start and follows the discounted return exactly. The others
-discount from t. Taking away the rewards before t would leave gamma^t times that; the factor is dropped, as everywhere,
-since late steps would hardly count. So with gamma < 1 they are biased, and the gradient of nothing (Thomas 2014).
+discount from t. Exact would be gamma^t times that; the factor is dropped, as is usual, since with it late steps would
+hardly count. So with gamma < 1 they are biased, and follow the gradient of no function (Nota and Thomas 2020).
 
 Without a critic nobody can say what follows after a cut. The first two forms therefore use whole episodes only: none
 begins after the first T steps of a rollout, and those under way are played to their end. A time limit ends an episode
@@ -168,7 +169,7 @@ def train(args):
     with Run(args, agent=agent, optimizer=optimizer) as run:
         batch_size = args.num_steps * args.num_envs * WORKERS
         while run.step + batch_size <= args.total_timesteps:
-            if run.cut_due or whole_episodes:  # at the start, at each checkpoint: save, reseed, reset
+            if run.cut_due or whole_episodes:  # save, reseed, reset; whole episodes need it for each rollout
                 obs = run.clean_cut(envs)
             left = 1 - run.step / args.total_timesteps
             optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
