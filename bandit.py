@@ -2,22 +2,22 @@
 
 Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapter 2.
 
-A bandit has k arms. Pulling an arm pays a reward drawn from a normal distribution, whose mean differs from arm to arm
-and is unknown to the agent. There are no states. The agent explores to estimate the means, and exploits its estimates
-to collect reward. The agents differ in how they balance the two:
+A bandit has k arms. Pulling an arm yields a reward, drawn from a normal distribution around the arm's true mean. The
+agent does not know the true means. It must explore the arms to estimate them, and exploit its estimates to collect
+reward. There are no states. The agents differ in how they explore:
 
 - greedy pulls the arm with the highest estimate. It explores only if its initial estimates are optimistic.
 - epsilon-greedy does the same, except that with probability epsilon it pulls an arm at random.
-- UCB adds a bonus for uncertainty to each estimate. The bonus is large for arms that were rarely pulled.
-- Thompson sampling pulls each arm with the posterior probability that it is the best one.
-- The gradient bandit does not estimate the means. It improves a softmax policy by stochastic gradient ascent, like
-  vpg.py, but without states.
+- ucb adds a bonus for uncertainty to each estimate. The bonus is large for arms that were rarely pulled.
+- gradient does not estimate the true means. It improves a softmax policy by stochastic gradient ascent on the expected
+  reward, as vpg.py does for problems with states.
+- thompson, Thompson sampling, pulls each arm with the posterior probability that it is the best.
 
-Not in the book's figures: Thompson sampling (Thompson 1933; section 2.10 mentions it), and two references. The random
-agent pulls every arm equally often. The cheater is told which arm is the best.
+Two more agents are there for comparison: random pulls an arm at random, and cheater is told which arm is the best. The
+book's figures show neither these two nor Thompson sampling (Thompson 1933), which section 2.10 mentions.
 
-Every agent plays the same N bandits, all N at the same time. Arrays have the shape [N] or [N, k]; for a single bandit
-they have the shape () or [k].
+A run is one bandit, played for T steps. Each agent plays the same N bandits, all of them at once: arrays have the shape
+[N] or [N, k]. An agent can also play a single bandit; then the shapes are () and [k].
 """
 # /// script
 # requires-python = ">=3.10"
@@ -35,7 +35,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -58,14 +58,16 @@ DEFAULT_AGENTS = (
 
 @dataclass
 class Args:
-    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = None  # reproduce this figure of the book
-    agents: tuple[str, ...] = DEFAULT_AGENTS  # each is name or name:parameter=value,parameter=value
-    runs: int | None = None  # N, bandits that each agent plays; default 200, with --figure 2000
+    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = (
+        None  # reproduce this figure of the book; sets agents and mean
+    )
+    agents: tuple[str, ...] = DEFAULT_AGENTS  # to compare; each is name or name:parameter=value,parameter=value
+    runs: int | None = None  # N, bandits per agent; default 200, with --figure 2000
     steps: int = 1_000  # pulls per bandit
     num_arms: int = 10  # k, arms per bandit
-    mean: float = 0.0  # expected value of the arms' means
-    stationary: bool = True  # the arms' means stay constant; otherwise all start equal and drift
-    seed: int = 1  # the same seed gives the same results
+    mean: float = 0.0  # the arms' true means are drawn from N(mean, 1)
+    stationary: bool = True  # true means are constant; otherwise they start equal and take random walks
+    seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/bandit__<seed>__<time>
     track: bool = False  # also log to Weights & Biases
     wandb_project_name: str = "rl"  # Weights & Biases project
@@ -81,7 +83,7 @@ class Agent:
 
     num_arms: int = 10
     num_runs: int | None = None
-    limits: ClassVar = {}  # parameter: (lowest, highest)
+    limits = {}  # parameter: (lowest, highest); not a field, because it has no annotation
 
     def __post_init__(self):
         for name, (low, high) in self.limits.items():
@@ -90,7 +92,7 @@ class Agent:
         self.reset()
 
     def reset(self, seed=None, info=None):
-        """Forget all rewards. info is what the environment's reset returned."""
+        """Forget everything learned. info: returned by the environment's reset."""
         self.rng = np.random.default_rng(seed)
         self.shape = () if self.num_runs is None else (self.num_runs,)
         self.pulls = np.zeros((*self.shape, self.num_arms))  # N(a), [N, k]
@@ -100,14 +102,14 @@ class Agent:
         raise NotImplementedError
 
     def observe(self, action, reward, info):
-        """Learn from the arms pulled, [N], and their rewards, [N]."""
+        """Learn from the arms pulled, [N], and their rewards, [N]. info: returned by the environment's step."""
         add(self.pulls, action, 1)
 
     def argmax(self, values):
         """Arm with the highest value, [N, k] -> [N]. Ties are broken at random."""
         ties = values == values.max(-1, keepdims=True)
-        order = self.rng.random(values.shape, np.float32)
-        return np.where(ties, order, np.inf).argmin(-1)
+        u = self.rng.random(values.shape, np.float32)
+        return np.where(ties, u, np.inf).argmin(-1)  # of the tied arms, the one with the smallest random number
 
 
 @dataclass
@@ -123,12 +125,13 @@ class Greedy(Agent):
     """Pulls the arm with the highest estimate (Eq. 2.2).
 
     The estimate Q(a) is the average of the arm's rewards (Eq. 2.3). With a constant step_size, recent rewards have more
-    weight (Eq. 2.5). An optimistic initial estimate makes the agent try every arm: each pull disappoints (section 2.6).
+    weight (Eq. 2.5). If the initial estimate is optimistic, the agent tries every arm, because rewards lower the
+    estimate of an arm once it is pulled (section 2.6).
     """
 
     initial: float = 0.0
     step_size: float | None = None
-    limits: ClassVar = {"step_size": (0, 1)}
+    limits = {"step_size": (0, 1)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -148,7 +151,7 @@ class EpsilonGreedy(Greedy):
     """With probability epsilon pulls an arm at random, otherwise the one with the highest estimate."""
 
     epsilon: float = 0.1
-    limits: ClassVar = {"epsilon": (0, 1), **Greedy.limits}
+    limits = {"epsilon": (0, 1), **Greedy.limits}
 
     def get_action(self):
         explore = self.rng.random(self.shape) < self.epsilon
@@ -161,12 +164,12 @@ class UCB(Greedy):
     """Pulls the arm with the highest upper confidence bound (Eq. 2.10): its estimate plus a bonus for uncertainty."""
 
     c: float = 2.0
-    limits: ClassVar = {"c": (0, math.inf), **Greedy.limits}
+    limits = {"c": (0, math.inf), **Greedy.limits}
 
     def get_action(self):
         t = self.pulls.sum(-1, keepdims=True) + 1
         bonus = self.c * np.sqrt(np.log(t) / np.maximum(self.pulls, 1))
-        bound = np.where(self.pulls == 0, np.inf, self.q + bonus)  # every arm is pulled once first
+        bound = np.where(self.pulls == 0, np.inf, self.q + bonus)  # an arm never pulled has priority
         return self.argmax(bound)
 
 
@@ -174,13 +177,13 @@ class UCB(Greedy):
 class GradientBandit(Agent):
     """Samples an arm from a softmax policy (Eq. 2.11) and follows the gradient of the expected reward (Eq. 2.12).
 
-    The baseline is the average of all earlier rewards. As in vpg.py, a baseline that does not depend on the action
-    leaves the expected gradient unchanged. It reduces the variance if the rewards are far from 0.
+    The baseline is the average of the earlier rewards. It does not depend on the action, so it leaves the expected
+    gradient unchanged. It reduces the variance of the gradient when all rewards are far from 0.
     """
 
     step_size: float = 0.1
     baseline: bool = True
-    limits: ClassVar = {"step_size": (0, math.inf)}
+    limits = {"step_size": (0, math.inf)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -194,14 +197,14 @@ class GradientBandit(Agent):
 
     def get_action(self):
         self.pi = self.policy()
-        cdf = self.pi.cumsum(-1)[..., :-1]  # without the last entry, which rounding can leave below 1
+        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; the last entry is always 1, except for rounding
         u = self.rng.random(self.shape)
         return (cdf < u[..., None]).sum(-1)  # inverse CDF
 
     def observe(self, action, reward, info):
         super().observe(action, reward, info)
         if self.average is None:
-            self.average = reward  # so the first update is zero
+            self.average = reward  # there is no earlier reward: the first one is its own baseline
         baseline = self.average if self.baseline else 0
         step = self.step_size * (reward - baseline)
         self.h -= np.expand_dims(step, -1) * self.pi
@@ -219,7 +222,7 @@ class ThompsonSampling(Agent):
 
     prior_mean: float = 0.0
     prior_std: float = 1.0
-    limits: ClassVar = {"prior_std": (0.001, 1_000)}
+    limits = {"prior_std": (0.001, 1_000)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -243,7 +246,7 @@ class ThompsonSampling(Agent):
 
 @dataclass
 class Cheater(Agent):
-    """Pulls the best arm, which the environment's info names."""
+    """Pulls the best arm, which it reads from the environment's info."""
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -280,7 +283,7 @@ AGENTS = {
     "cheater": Cheater,
 }
 
-PARAMETER_STUDY = {  # figure 2.6: the parameter at the end is 2^x for each x
+PARAMETER_STUDY = {  # figure 2.6: the last parameter is 2^x, for each x in the range
     "epsilon-greedy:epsilon=": range(-7, -1),
     "gradient:step_size=": range(-5, 2),
     "ucb:c=": range(-4, 3),
@@ -300,20 +303,20 @@ FIGURES = {
 }
 
 
-# From here on: the environment, the experiment, and the command line with its files.
+# From here on: the environment, the experiment, and the command line.
 
 
 class VectorMultiArmedBandit(gym.vector.VectorEnv):
-    """num_envs bandits; a step pulls one arm of each. All episodes are truncated after max_episode_steps.
+    """num_envs bandits; a step pulls one arm of each. All episodes are truncated after max_episode_steps steps.
 
-    The arms' means are drawn from N(mean, 1). If not stationary, all are equal to mean at first and then change by
-    N(0, 0.01^2) at each step. Rewards are drawn from N(the arm's mean, 1).
+    True means are drawn from N(mean, 1). If not stationary, all of them are equal to mean at first, and after each step
+    a sample of N(0, 0.01^2) is added to each. Rewards are drawn from N(true mean, 1).
 
-    info["best_arm"] is the arm with the highest mean. info["regret"] is by how much the mean of the arm just pulled
-    was lower.
+    info["best_arm"] is the arm that now has the highest true mean. info["regret"] is the highest true mean minus the
+    true mean of the arm pulled, both at the time of the pull.
     """
 
-    metadata: ClassVar = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
 
     def __init__(
         self,
@@ -347,7 +350,7 @@ class VectorMultiArmedBandit(gym.vector.VectorEnv):
 
     def step(self, actions):
         terminated = np.zeros(self.num_envs, bool)
-        if self.t == self.max_episode_steps:  # autoreset: the step after the last one only resets
+        if self.t == self.max_episode_steps:  # autoreset: this step ignores the actions and starts new episodes
             obs, info = self.reset()
             return obs, np.zeros(self.num_envs), terminated, terminated.copy(), info
         actions = self.checked(actions)
@@ -374,18 +377,19 @@ class VectorMultiArmedBandit(gym.vector.VectorEnv):
         self.highest_mean = self.means.max(-1)
 
     def make_info(self, regret):
-        """As in Gymnasium's vector environments, info["_key"] is a mask: which bandits have an info["key"]."""
+        """As in Gymnasium's vector environments, info["_key"] is the mask of bandits for which info["key"] is set."""
         info = {"best_arm": self.best_arm.copy(), "regret": regret}
         return info | {f"_{key}": np.ones(self.num_envs, bool) for key in info}
 
 
 class MultiArmedBandit(gym.Env):
-    """A single bandit, with rendering; otherwise VectorMultiArmedBandit with num_envs = 1."""
+    """A single bandit: VectorMultiArmedBandit with num_envs = 1, without the first axis, and with rendering."""
 
-    metadata: ClassVar = {"render_modes": ["human", "rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 4}
 
     def __init__(self, num_arms=10, stationary=True, mean=0.0, render_mode=None):
-        self.bandits = VectorMultiArmedBandit(1, num_arms, stationary, mean, max_episode_steps=math.inf)
+        no_limit = math.inf  # gym.make adds the time limit
+        self.bandits = VectorMultiArmedBandit(1, num_arms, stationary, mean, no_limit)
         self.observation_space = self.bandits.single_observation_space
         self.action_space = self.bandits.single_action_space
         self.render_mode, self.figure = render_mode, None
@@ -402,7 +406,7 @@ class MultiArmedBandit(gym.Env):
         self.last_pull = int(action), reward
         if self.render_mode == "human":
             self.render()
-        return 0, reward, False, False, {"best_arm": int(info["best_arm"][0]), "regret": regret}
+        return 0, reward, False, False, {"best_arm": int(self.bandits.best_arm[0]), "regret": regret}
 
     def render(self):
         """Each arm's reward distribution as a violin, the best arm's darker, and the last reward as a point."""
@@ -458,7 +462,7 @@ class Curves(NamedTuple):
     best_arm_error: np.ndarray
 
 
-COLUMNS = {  # of the table: name, then label and decimals in print
+COLUMNS = {  # of the table; each has a name in table.csv, and a label and a number of decimals on the screen
     "reward": ("reward per step", 3),
     "best_arm": ("% best arm, last 100", 1),
     "regret": ("regret per run", 1),
@@ -467,7 +471,7 @@ COLUMNS = {  # of the table: name, then label and decimals in print
 
 def train(args):
     """Compare the agents and write the results. Returns the table's rows and the folder. Raises InputError."""
-    args = complete(args)
+    args = apply_figure(args)
     check_args(args)
     folder = results_folder(args)
     common = {"num_arms": args.num_arms, "num_runs": args.runs}
@@ -497,11 +501,10 @@ def train(args):
 
 
 def play(agent, envs, steps, seed, bar=None):
-    """Let the agent play from the start. Returns reward, whether the arm was the best one, and regret: [T, N] each.
+    """Reset the agent and let it play. Returns reward, whether the best arm was pulled, and regret, [T, N] each.
 
-    steps must not exceed the length of an episode.
+    The same seed gives the same bandits, whatever the agent. steps must not exceed the length of an episode.
     """
-    # The first seed is the same for every agent, and so are the bandits.
     env_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     _, info = envs.reset(seed=env_seed)
     agent.reset(agent_seed, info)
@@ -518,7 +521,7 @@ def play(agent, envs, steps, seed, bar=None):
 
 
 def summarize(reward, best, regret):
-    """An agent's numbers for the table: mean and standard error over runs of each column."""
+    """An agent's row in the table: mean and standard error of each column over runs."""
     percent_best = 100 * best[-100:].mean(0)
     columns = reward.mean(0), percent_best, regret.sum(0)  # [N] each
     return [number for column in columns for number in mean_and_error(column)]
@@ -537,14 +540,14 @@ class InputError(ValueError):
 
 
 def check(name, number, low, high=math.inf):
-    """Raises InputError unless low <= number <= high. nan is refused."""
+    """Raises InputError unless low <= number <= high, so also for nan."""
     if not low <= number <= high:
         accepted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise InputError(f"{name} {number}: must be {accepted}")
 
 
-def complete(args):
-    """Fill in the agents and the mean of --figure and the default of --runs. Raises InputError."""
+def apply_figure(args):
+    """Args with the agents and the mean of --figure, and with the default of --runs. Raises InputError."""
     runs = args.runs
     if runs is None:
         runs = 2_000 if args.figure else 200
@@ -552,13 +555,13 @@ def complete(args):
         return replace(args, runs=runs)
     for name in ("agents", "num_arms", "mean", "stationary"):
         if getattr(args, name) != getattr(Args, name):
-            raise InputError(f"--figure {args.figure}: sets --{name.replace('_', '-')} itself")
+            raise InputError(f"--figure {args.figure}: cannot be combined with --{name.replace('_', '-')}")
     mean = 4.0 if args.figure == "2.5" else 0.0
     return replace(args, runs=runs, agents=FIGURES[args.figure], mean=mean)
 
 
 def check_args(args):
-    """Raises InputError if a flag is invalid; agents are checked when they are made."""
+    """Raises InputError if a flag is invalid. make_agent checks the agents."""
     check("--runs", args.runs, 1)
     check("--steps", args.steps, 1)
     check("--num-arms", args.num_arms, 1)
@@ -566,13 +569,13 @@ def check_args(args):
     if not math.isfinite(args.mean):
         raise InputError(f"--mean {args.mean}: must be finite")
     if not args.agents:
-        raise InputError("--agents: name at least one")
+        raise InputError("--agents: must name at least one agent")
     if args.track and not importlib.util.find_spec("wandb"):
         raise InputError("--track: needs wandb (pip install wandb)")
 
 
 def results_folder(args):
-    """Path of the folder for the results. Raises InputError if it holds results."""
+    """Path of the folder for the results. Raises InputError if it is a file or already holds results."""
     folder = Path(args.run_dir or f"runs/{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
     if (folder / "table.csv").exists():
         raise InputError(f"--run-dir {folder}: already holds results; choose another folder")
@@ -584,7 +587,7 @@ def results_folder(args):
 def make_agent(text, **common):
     """Agent from its name and parameters, such as "ucb:c=1,step_size=0.1". Raises InputError.
 
-    common: the fields that all agents have, those of the base class.
+    common: values for the fields of the base class Agent.
     """
     name, _, rest = text.partition(":")
     if name not in AGENTS:
@@ -598,16 +601,19 @@ def make_agent(text, **common):
     except InputError as error:
         raise InputError(f"--agents {text}: {error}") from error
     except (ValueError, KeyError, OverflowError) as error:
-        accepted = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
-        raise InputError(f"--agents {text}: {name} takes {accepted or 'no parameters'}") from error
+        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
+        raise InputError(f"--agents {text}: parameters and defaults of {name}: {known or 'none'}") from error
 
 
 def parse(text, default):
-    """A parameter's value, written in JSON. It must have the type of the default. Raises ValueError."""
+    """Value of a parameter, given as JSON text: of the default's type, or null if that is the default.
+
+    Raises ValueError.
+    """
     value = json.loads(text)
     if value is None and default is None:
         return None
-    types = [type(default)] if isinstance(default, int) else [int, float]  # True and False are ints, too
+    types = [type(default)] if isinstance(default, int) else [int, float]  # bool is a subclass of int
     if type(value) not in types or not math.isfinite(value):
         raise ValueError
     return value
@@ -623,7 +629,7 @@ def save(folder, args, table, curves):
     write(folder / "curves.csv", ["agent", "step", *Curves._fields], rows)
     plot(folder / "figure.png", args, table, curves)
     heading = [name for column in COLUMNS for name in (column, f"{column}_error")]
-    write(folder / "table.csv", ["agent", *heading], table)  # last: its presence means that all results are there
+    write(folder / "table.csv", ["agent", *heading], table)  # written last: it marks a finished run
 
 
 def write(path, heading, rows):
@@ -635,7 +641,7 @@ def write(path, heading, rows):
 
 
 def plot(path, args, table, curves):
-    """Write the figure as an image: learning curves or, for figure 2.6, rewards against parameters."""
+    """Write the figure: learning curves, or for figure 2.6 the average reward against the parameter."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -654,7 +660,7 @@ def plot(path, args, table, curves):
 
 
 def plot_parameter_study(axes, args, table):
-    """Average reward against the parameter that varies, a line for each agent."""
+    """Average reward against the last parameter, one line per agent."""
     for agent, powers in PARAMETER_STUDY.items():
         rows = [row for row in table if row[0].startswith(agent)]
         reward, error = [row[1] for row in rows], [row[2] for row in rows]
