@@ -58,10 +58,8 @@ DEFAULT_AGENTS = (
 
 @dataclass
 class Args:
-    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = (
-        None  # reproduce this figure of the book; sets agents and mean
-    )
-    agents: tuple[str, ...] = DEFAULT_AGENTS  # to compare; each is name or name:parameter=value,parameter=value
+    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = None  # reproduce a figure of the book
+    agents: tuple[str, ...] = DEFAULT_AGENTS  # agents to compare: name or name:parameter=value,parameter=value
     runs: int | None = None  # N, bandits per agent; default 200, with --figure 2000
     steps: int = 1_000  # pulls per bandit
     num_arms: int = 10  # k, arms per bandit
@@ -92,7 +90,7 @@ class Agent:
         self.reset()
 
     def reset(self, seed=None, info=None):
-        """Forget everything learned. info: returned by the environment's reset."""
+        """Forget everything learned. info is from the environment's reset; only the cheater uses it."""
         self.rng = np.random.default_rng(seed)
         self.shape = () if self.num_runs is None else (self.num_runs,)
         self.pulls = np.zeros((*self.shape, self.num_arms))  # N(a), [N, k]
@@ -102,14 +100,14 @@ class Agent:
         raise NotImplementedError
 
     def observe(self, action, reward, info):
-        """Learn from the arms pulled, [N], and their rewards, [N]. info: returned by the environment's step."""
+        """Learn from the arms pulled, [N], and their rewards, [N]. info is from the environment's step."""
         add(self.pulls, action, 1)
 
     def argmax(self, values):
         """Arm with the highest value, [N, k] -> [N]. Ties are broken at random."""
         ties = values == values.max(-1, keepdims=True)
         u = self.rng.random(values.shape, np.float32)
-        return np.where(ties, u, np.inf).argmin(-1)  # of the tied arms, the one with the smallest random number
+        return np.where(ties, u, np.inf).argmin(-1)  # the smallest random number breaks the tie
 
 
 @dataclass
@@ -175,7 +173,7 @@ class UCB(Greedy):
 
 @dataclass
 class GradientBandit(Agent):
-    """Samples an arm from a softmax policy (Eq. 2.11) and follows the gradient of the expected reward (Eq. 2.12).
+    """Samples an arm from a softmax policy (Eq. 2.11), improved by stochastic gradient ascent (Eq. 2.12).
 
     The baseline is the average of the earlier rewards. It does not depend on the action, so it leaves the expected
     gradient unchanged. It reduces the variance of the gradient when all rewards are far from 0.
@@ -283,7 +281,7 @@ AGENTS = {
     "cheater": Cheater,
 }
 
-PARAMETER_STUDY = {  # figure 2.6: the last parameter is 2^x, for each x in the range
+PARAMETER_STUDY = {  # figure 2.6 varies the last parameter: 2^x for each x in the range
     "epsilon-greedy:epsilon=": range(-7, -1),
     "gradient:step_size=": range(-5, 2),
     "ucb:c=": range(-4, 3),
@@ -309,8 +307,8 @@ FIGURES = {
 class VectorMultiArmedBandit(gym.vector.VectorEnv):
     """num_envs bandits; a step pulls one arm of each. All episodes are truncated after max_episode_steps steps.
 
-    True means are drawn from N(mean, 1). If not stationary, all of them are equal to mean at first, and after each step
-    a sample of N(0, 0.01^2) is added to each. Rewards are drawn from N(true mean, 1).
+    True means are drawn from N(mean, 1). If not stationary, all of them start equal to mean, and then each takes a
+    random walk with steps from N(0, 0.01^2). Rewards are drawn from N(true mean, 1).
 
     info["best_arm"] is the arm that now has the highest true mean. info["regret"] is the highest true mean minus the
     true mean of the arm pulled, both at the time of the pull.
@@ -377,7 +375,7 @@ class VectorMultiArmedBandit(gym.vector.VectorEnv):
         self.highest_mean = self.means.max(-1)
 
     def make_info(self, regret):
-        """As in Gymnasium's vector environments, info["_key"] is the mask of bandits for which info["key"] is set."""
+        """As in Gymnasium's vector environments, info["_key"] is the mask of bandits for which info["key"] is valid."""
         info = {"best_arm": self.best_arm.copy(), "regret": regret}
         return info | {f"_{key}": np.ones(self.num_envs, bool) for key in info}
 
@@ -462,7 +460,7 @@ class Curves(NamedTuple):
     best_arm_error: np.ndarray
 
 
-COLUMNS = {  # of the table; each has a name in table.csv, and a label and a number of decimals on the screen
+COLUMNS = {  # name in table.csv: (label, decimals) on the screen
     "reward": ("reward per step", 3),
     "best_arm": ("% best arm, last 100", 1),
     "regret": ("regret per run", 1),
@@ -540,7 +538,7 @@ class InputError(ValueError):
 
 
 def check(name, number, low, high=math.inf):
-    """Raises InputError unless low <= number <= high, so also for nan."""
+    """Raises InputError if number is nan or not between low and high."""
     if not low <= number <= high:
         accepted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise InputError(f"{name} {number}: must be {accepted}")
@@ -606,9 +604,9 @@ def make_agent(text, **common):
 
 
 def parse(text, default):
-    """Value of a parameter, given as JSON text: of the default's type, or null if that is the default.
+    """Value of a parameter, given as JSON text. Raises ValueError if it is not finite or not of the default's type.
 
-    Raises ValueError.
+    A parameter whose default is null can be null or a number.
     """
     value = json.loads(text)
     if value is None and default is None:

@@ -1,9 +1,12 @@
-"""The k-armed testbed: its bandits, each agent by hand, and the book's figures against a plain simulation."""
+"""The environment, each agent checked by hand and against a plain simulation, the book's figures, the command line."""
 
 import csv
+import dataclasses
+import inspect
 import json
 import math
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import bandit
+
 # The environment
 
 
@@ -93,7 +97,7 @@ def test_arms_that_drift_have_the_stated_variance():
     assert np.array_equal(info["best_arm"], means.argmax(-1))
 
 
-def test_what_a_step_returns_is_the_callers_to_change():
+def test_changing_what_a_step_returned_leaves_the_environment_unchanged():
     env = gym.make_vec("ArmedBanditTestbed-v0", num_envs=3, max_episode_steps=1)
     env.reset(seed=0)
     _, _, terminated, truncated, info = env.step(np.zeros(3, int))
@@ -142,7 +146,7 @@ def test_render_shows_the_arms():
 
 
 @pytest.mark.parametrize("action", [-1, 10, 2.5, [1, 2], None])
-def test_an_arm_that_is_not_there_is_refused(action):
+def test_an_action_that_is_not_an_arm_is_refused(action):
     env = gym.make("ArmedBanditTestbed-v0", disable_env_checker=True)
     env.reset(seed=0)
     with pytest.raises(bandit.InputError, match=r"action .*: must be an integer from 0 to 9 for each bandit"):
@@ -198,7 +202,7 @@ def test_ties_are_broken_at_random():
     np.testing.assert_allclose(counts, [0.25] * 4 + [0] * 6, atol=0.01)
 
 
-def test_ucb_tries_every_arm_first_and_then_adds_what_is_uncertain():
+def test_ucb_pulls_every_arm_first_and_then_adds_the_bonus():
     agent = bandit.UCB(num_runs=50)
     pulled = []
     for _ in range(10):
@@ -298,7 +302,7 @@ def test_the_cheater_has_no_regret(stationary):
     assert np.all(regret == 0)
 
 
-# Against a plain simulation: one bandit at a time, in Python's own numbers, written without a look at bandit.py
+# Against a plain simulation: one bandit at a time, in Python's own numbers, written independently of bandit.py
 
 
 def plain_run(rng, kind, number, steps):
@@ -359,7 +363,7 @@ def compare(text, plain_runs, runs=2_000, steps=1_000):
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_agents_do_as_a_plain_simulation_of_one_bandit_at_a_time(text):
+def test_agents_match_a_plain_simulation_of_one_bandit_at_a_time(text):
     assert np.abs(compare(text, plain_runs=300)).max() < 3  # three: twelve comparisons, and none may fail by chance
 
 
@@ -406,6 +410,11 @@ def run(*flags, cwd):
     return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
+def test_every_flag_has_a_comment_on_its_line_which_is_its_help():
+    lines = re.findall(r"^    (\w+): .+  # \w", inspect.getsource(bandit.Args), re.MULTILINE)
+    assert lines == [field.name for field in dataclasses.fields(bandit.Args)]
+
+
 @pytest.mark.slow
 def test_a_run_prints_a_table_and_leaves_csv_and_a_figure(tmp_path):
     done = run(cwd=tmp_path)
@@ -423,7 +432,7 @@ def test_a_run_prints_a_table_and_leaves_csv_and_a_figure(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path):
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_different_ones(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run("--no-stationary", f"--run-dir={name}", f"--seed={seed}", cwd=tmp_path)
     a, b, c = ((tmp_path / name / "curves.csv").read_text() for name in "abc")
@@ -485,7 +494,7 @@ def test_all_agents_play_the_same_bandits(tmp_path):
         ("--agents ucb:c=-1", "c -1: must be at least 0"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, monkeypatch, tmp_path, flags, sentence):
+def test_invalid_input_is_refused_and_nothing_is_written(capsys, monkeypatch, tmp_path, flags, sentence):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["bandit.py", *flags.split()])
     with pytest.raises(SystemExit) as exit:
