@@ -76,17 +76,18 @@ class Args:
 class Agent:
     """Base class: an agent for num_runs bandits, or for a single one if num_runs is None.
 
-    The fields that a subclass adds are the agent's parameters. Raises InputError if one is outside its limits.
+    The fields that a subclass adds are the agent's parameters. Raises InputError if a field is outside its limits.
     """
 
     num_arms: int = 10
     num_runs: int | None = None
-    limits = {}  # parameter: (lowest, highest); not a field, because it has no annotation
+    limits = {"num_arms": (1, math.inf), "num_runs": (1, math.inf)}  # no annotation, so limits is not a field
 
     def __post_init__(self):
         for name, (low, high) in self.limits.items():
-            if getattr(self, name) is not None:
-                check(name, getattr(self, name), low, high)
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value, low, high)
         self.reset()
 
     def reset(self, seed=None, info=None):
@@ -129,7 +130,7 @@ class Greedy(Agent):
 
     initial: float = 0.0
     step_size: float | None = None
-    limits = {"step_size": (0, 1)}
+    limits = Agent.limits | {"step_size": (0, 1)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -149,7 +150,7 @@ class EpsilonGreedy(Greedy):
     """With probability epsilon pulls an arm at random, otherwise the one with the highest estimate."""
 
     epsilon: float = 0.1
-    limits = {"epsilon": (0, 1), **Greedy.limits}
+    limits = Greedy.limits | {"epsilon": (0, 1)}
 
     def get_action(self):
         explore = self.rng.random(self.shape) < self.epsilon
@@ -162,7 +163,7 @@ class UCB(Greedy):
     """Pulls the arm with the highest upper confidence bound (Eq. 2.10): its estimate plus a bonus for uncertainty."""
 
     c: float = 2.0
-    limits = {"c": (0, math.inf), **Greedy.limits}
+    limits = Greedy.limits | {"c": (0, math.inf)}
 
     def get_action(self):
         t = self.pulls.sum(-1, keepdims=True) + 1
@@ -181,7 +182,7 @@ class GradientBandit(Agent):
 
     step_size: float = 0.1
     baseline: bool = True
-    limits = {"step_size": (0, math.inf)}
+    limits = Agent.limits | {"step_size": (0, math.inf)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -195,7 +196,9 @@ class GradientBandit(Agent):
 
     def get_action(self):
         self.pi = self.policy()
-        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; the last entry is always 1, except for rounding
+        cdf = self.pi.cumsum(-1)[
+            ..., :-1
+        ]  # [N, k-1]; the last entry is left out because rounding may make it less than 1
         u = self.rng.random(self.shape)
         return (cdf < u[..., None]).sum(-1)  # inverse CDF
 
@@ -220,7 +223,7 @@ class ThompsonSampling(Agent):
 
     prior_mean: float = 0.0
     prior_std: float = 1.0
-    limits = {"prior_std": (0.001, 1_000)}
+    limits = Agent.limits | {"prior_std": (0.001, 1_000)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)

@@ -284,6 +284,13 @@ def test_parameters_are_those_in_the_text():
     assert bandit.make_agent("gradient:baseline=false").baseline is False
 
 
+@pytest.mark.parametrize("name", bandit.AGENTS)
+@pytest.mark.parametrize("field", ["num_arms", "num_runs"])
+def test_an_agent_needs_an_arm_and_a_bandit(name, field):
+    with pytest.raises(bandit.InputError, match=f"{field} 0: must be at least 1"):
+        bandit.make_agent(name, **{field: 0})
+
+
 def test_thompson_posterior_by_hand():
     """Prior N(1, 2^2), rewards 3 and 6 with variance 1: precision 1/4 + 2, mean (1/4 + 9) / (9/4) = 37/9."""
     agent = bandit.ThompsonSampling(num_arms=2, prior_mean=1, prior_std=2)
