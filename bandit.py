@@ -196,9 +196,7 @@ class GradientBandit(Agent):
 
     def get_action(self):
         self.pi = self.policy()
-        cdf = self.pi.cumsum(-1)[
-            ..., :-1
-        ]  # [N, k-1]; the last entry is left out because rounding may make it less than 1
+        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; without the last entry, which rounding may put below 1
         u = self.rng.random(self.shape)
         return (cdf < u[..., None]).sum(-1)  # inverse CDF
 
