@@ -415,8 +415,6 @@ class Run:
         name = "runs/" + name.replace("/", "-").replace(":", "-")
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
-        if self.checkpoint.exists() and not (args.resume and self.checkpoint.samefile(args.resume)):
-            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
         if RANK == 0:
             self.open_files()
 
@@ -434,6 +432,9 @@ class Run:
 
     def open_files(self):
         """Create the folder with args.json and metrics.csv, the progress bar and the Weights & Biases run."""
+        resume = self.args.resume
+        if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
@@ -470,11 +471,13 @@ class Run:
         elif obs is not None:
             return obs
         # Reseed and reset what a checkpoint does not hold, so that a resumed run continues exactly as this one.
-        seeds = np.random.SeedSequence((self.args.seed, self.step, RANK))
-        seeds = seeds.generate_state(1 + self.args.num_envs)
-        torch.manual_seed(int(seeds[0]))
-        self.checkpoint_due, self.current[:], self.agent.reward_norm.ret = False, 0, 0
-        return envs.reset(seed=seeds[1:].tolist())[0]
+        sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
+        torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
+        torch.manual_seed(torch_seed)
+        self.current[:] = 0
+        self.agent.reward_norm.ret = 0
+        self.checkpoint_due = False
+        return envs.reset(seed=env_seeds)[0]
 
     def save(self):
         if RANK == 0:

@@ -67,9 +67,7 @@ class Args:
     stationary: bool = True  # true means are constant; otherwise they start equal and take random walks
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/bandit__<seed>__<time>
-    track: bool = False  # also log to Weights & Biases
-    wandb_project_name: str = "rl"  # Weights & Biases project
-    wandb_entity: str | None = None  # Weights & Biases team
+    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY say where
 
 
 @dataclass
@@ -683,8 +681,7 @@ def log_to_wandb(folder, args, curves):
     """Log reward and best_arm of each agent at each step."""
     import wandb
 
-    project = {"project": args.wandb_project_name, "entity": args.wandb_entity}
-    with wandb.init(**project, dir=folder, name=folder.name, config=asdict(args)) as run:
+    with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
         for t in range(args.steps):
             row = {f"reward/{text}": curve.reward[t] for text, curve in curves.items()}
             row |= {f"best_arm/{text}": curve.best_arm[t] for text, curve in curves.items()}
