@@ -8,22 +8,21 @@ optimality equation, Q(s, a) = E[r + gamma max_a' Q(s', a')]. Learning moves the
 side. The policy is epsilon-greedy: with probability epsilon, which decays during training, it takes a random action;
 otherwise the one with the largest Q. Two ideas make this work with a neural network:
 
-- Replay. The equation holds for any action in any state, whatever policy chose it (Q-learning is off-policy). So old
-  transitions stay useful: each gradient step takes a random batch from a buffer of them. Such samples are less
-  correlated than consecutive steps, and each transition is used many times.
+- Replay. The equation holds for any action in any state, whatever policy chose it (Q-learning is off-policy), so old
+  transitions stay useful. Each gradient step takes a random batch from a buffer of them: samples less correlated than
+  consecutive steps, each used many times.
 - A target network. The right side comes from a copy of the network that changes slowly. Without it, each step toward
   the target moves the target as well, and the values can diverge.
 
-Without both it is online Q-learning (Watkins 1989) with a network in place of a table: --num-envs 1 --num-steps 1
---gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1. (A buffer of one transition allows only
-one-step returns, and with --tau 1 both networks are equal.)
+Without both it is, in essence, online Q-learning (Watkins 1989) with a network in place of a table: --num-envs 1
+--num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1.
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n-step returns (Watkins 1989;
-Hessel et al. 2018, arXiv:1710.02298), which learn faster but are biased, as the actions within them are off-policy and
-not corrected for; a target network that moves a little after each gradient step (the paper's: --tau 1
---target-interval 10000); several environments; Adam with a decaying learning rate; gradient norm clipping;
+Hessel et al. 2018, arXiv:1710.02298), which often learn faster but are biased, because the actions within them are
+off-policy and not corrected for; a target network that moves a little after each gradient step (as in the paper:
+--tau 1 --target-interval 10000); several environments; Adam with a decaying learning rate; gradient norm clipping;
 observations and rewards scaled by running statistics (the paper clips rewards to [-1, 1]); orthogonal initialization;
-bootstrapping at time limits. Left out: prioritized replay; dueling, distributional and noisy networks.
+bootstrapping at time limits. Left out of Rainbow: prioritized replay, dueling, distributional and noisy networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
 """
@@ -31,7 +30,7 @@ Shapes: T steps of N environments; G gradient steps, each on B transitions of up
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "psutil>=5.9",
-#                 "torch>=2.5", "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
+#                 "torch>=2.6", "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
 # ///
 
 import csv
@@ -56,7 +55,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "dqn 2"  # script and format; load refuses all others
+CHECKPOINT = "dqn 2"  # script and version of the checkpoint format
 MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
@@ -67,7 +66,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 class Args:
     num_steps: int = 8  # T, steps of each environment per rollout
     gradient_steps: int = 16  # G, gradient steps after each rollout
-    batch_size: int = 128  # B, transitions per gradient step and worker
+    batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 100_000  # transitions in the replay buffer of each worker; the oldest are overwritten
     learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
     n_step: int = 10  # n, rewards in a return before it bootstraps
@@ -76,12 +75,12 @@ class Args:
     target_interval: int = 1  # gradient steps between updates of the target network
     epsilon_start: float = 1.0  # initial probability of a random action
     epsilon_end: float = 0.04  # final probability of a random action
-    exploration_fraction: float = 0.2  # fraction of the training in which epsilon decays linearly
+    exploration_fraction: float = 0.2  # fraction of training over which epsilon decays linearly
     max_grad_norm: float = 10.0  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
-    seed: int = 1  # on one machine, the same seed gives the same run, bit for bit
+    seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     total_timesteps: int = 50_000  # environment steps, summed over environments and workers
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.99  # discount factor
@@ -91,33 +90,34 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets all environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also resets all environments
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
-    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY say where
+    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY set where
 
 
 def check_batch(args):
-    """Raise InputError if rollout, replay buffer, learning start and budget do not fit together."""
+    """Raise InputError if the replay buffer is too small or learning would never start."""
     rollout = args.num_envs * args.num_steps  # per worker
     if args.buffer_size // args.num_envs * args.num_envs < max(rollout, args.learning_starts):
-        raise InputError(f"--buffer-size {args.buffer_size}: smaller than a rollout, {rollout}, or --learning-starts")
-    if args.total_timesteps // (rollout * WORKERS) * rollout < args.learning_starts:
+        needed = f"one rollout ({rollout}) and --learning-starts ({args.learning_starts})"
+        raise InputError(f"--buffer-size {args.buffer_size}: must hold at least {needed}, in rows of --num-envs")
+    if args.total_timesteps // (rollout * WORKERS) * rollout < args.learning_starts:  # in whole rollouts
         raise InputError(f"--learning-starts {args.learning_starts}: not reached within --total-timesteps")
 
 
 def n_step_return(rew, end, gamma):
-    """Discounted sum of rew [..., n] up to the first step where end is True, and the number of steps; [...] each."""
-    used = end.cumsum(-1) - end.long() == 0  # no end before this step
+    """Discounted sum of rew [..., n] up to and including the first end, and its number of steps; both [...]."""
+    used = (end.cumsum(-1) - end.long()) == 0  # no end before this step
     powers = gamma ** torch.arange(rew.shape[-1])
     return (rew * powers * used).sum(-1), used.sum(-1)
 
 
 def td_target(ret, discount, terminated, next_q, next_act):
-    """The TD target: ret + discount * Q^(s', a'), [B] (y in Mnih et al. 2015, Algorithm 1).
+    """The TD target y, [B]: the return plus the discounted value of a' = next_act (Mnih et al. 2015, Algorithm 1).
 
-    next_q [B, A] is Q^(s', .), from the target network; next_act [B] is a'; the other arguments are [B].
+    next_q [B, A] is Q(s', .) by the target network; the other arguments are [B].
     """
     next_val = next_q.gather(-1, next_act[:, None])[:, 0]
     return ret + discount * next_val * ~terminated  # a terminal state has value 0; a time limit is not terminal
@@ -144,22 +144,22 @@ def update(agent, optimizer, replay, args):
     """Take G gradient steps on replayed transitions; returns metrics, which are None until learning starts."""
     names, means = ("td_loss", "q_value", "grad_norm"), [None] * 3
     if len(replay) >= args.learning_starts:
-        losses = [td_step(agent, optimizer, batch, args) for batch in replay.sample(args, agent.reward_norm)]
-        means = torch.stack(losses).mean(0).tolist()
+        rows = [td_step(agent, optimizer, batch, args) for batch in replay.sample(args, agent.reward_norm)]
+        means = torch.stack(rows).mean(0).tolist()
     return dict(zip(names, means))
 
 
 def collect(agent, envs, obs, num_steps, epsilon):
     """Take T epsilon-greedy steps in each of N environments, from observations obs [N, *obs].
 
-    Returns obs, act, rew, next_obs, terminated and done, [T, N, ...] each, and the observations at the end.
+    Returns obs, act, rew, next_obs, terminated and done, [T, N, ...] each, and the observations to continue from.
     """
     shape, steps = (num_steps, envs.num_envs), []
     explore = (torch.rand(shape) < epsilon).numpy()
-    random = torch.randint(int(envs.single_action_space.n), shape).numpy()
+    random_act = torch.randint(int(envs.single_action_space.n), shape).numpy()
     for t in range(num_steps):
-        act = random[t]
-        if not explore[t].all():
+        act = random_act[t]
+        if not explore[t].all():  # otherwise the network need not be asked
             act = np.where(explore[t], act, agent.act(obs))
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
@@ -176,11 +176,11 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     replay, obs = ReplayBuffer(envs.single_observation_space, args), None
 
-    with Run(args, agent=agent, optimizer=optimizer, replay=replay) as run:  # on leaving: save, then evaluate
-        for progress in run.rollouts():  # fraction of --total-timesteps used so far
-            last_obs, obs = obs, run.checkpoint_if_due(envs, obs)  # also at the start
-            if obs is not last_obs:  # a checkpoint resets the environments
+    with Run(args, agent=agent, optimizer=optimizer, replay=replay) as run:  # at the end: save, then evaluate
+        for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
+            if run.checkpoint_due:
                 replay.mark_reset()
+            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - progress if args.anneal_lr else 1)
             epsilon = np.interp(progress, [0, args.exploration_fraction], [args.epsilon_start, args.epsilon_end])
 
@@ -191,34 +191,34 @@ def train(args):
             agent.obs_norm.update(b_obs.flatten(0, 1).to(device))
             agent.reward_norm.update(b_rew.to(device), b_done, args.gamma)
 
-            # Improve by G gradient steps on replayed transitions.
+            # Update by G gradient steps on replayed transitions.
             metrics = update(agent, optimizer, replay, args)
             run.report(b_rew, b_done, metrics | {"epsilon": epsilon})
     return agent
 
 
-# From here on: the replay buffer and the network, then text shared with vpg.py, a2c.py, trpo.py and ppo.py.
+# From here on: the replay buffer and the network, then code shared with vpg.py, a2c.py, trpo.py and ppo.py.
 
 
 class ReplayBuffer(nn.Module):
     """A ring buffer. Each row holds one step of N environments; the newest row overwrites the oldest.
 
-    Observations and rewards are stored unscaled and scaled when sampled. next_obs is the true successor, also where an
-    episode ended. A module, for its state_dict; it stays in main memory. Raises InputError if it does not fit there.
+    Observations and rewards are stored unscaled. next_obs is the true successor, even at the end of an episode. The
+    buffer is a module for its state_dict, and stays in main memory. Raises InputError if it does not fit there.
     """
 
     def __init__(self, obs_space, args):
         super().__init__()
-        rows = args.buffer_size // args.num_envs, args.num_envs
-        obs = torch.uint8 if obs_space.dtype == np.uint8 else torch.float32
-        self.columns = {"obs": obs, "act": torch.int64, "rew": torch.float32}
-        self.columns |= {"next_obs": obs, "terminated": torch.bool, "done": torch.bool}
-        shapes = {name: rows + obs_space.shape * name.endswith("obs") for name in self.columns}
+        obs_dtype = torch.uint8 if obs_space.dtype == np.uint8 else torch.float32
+        self.columns = {"obs": obs_dtype, "act": torch.int64, "rew": torch.float32}
+        self.columns |= {"next_obs": obs_dtype, "terminated": torch.bool, "done": torch.bool}
+        shapes = dict.fromkeys(self.columns, (args.buffer_size // args.num_envs, args.num_envs))
+        shapes |= {name: shapes[name] + obs_space.shape for name in ("obs", "next_obs")}
         size = sum(math.prod(shapes[name]) * self.columns[name].itemsize for name in shapes)
-        memory = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # per worker
+        memory = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if size > memory:
-            needed = f"needs {size / 2**30:,.1f} GiB of memory; {memory / 2**30:,.1f} GiB are available"
-            raise InputError(f"--buffer-size {args.buffer_size}: {needed}")
+            sizes = f"{size / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.1f} GiB per worker"
+            raise InputError(f"--buffer-size {args.buffer_size}: needs {sizes}")
         saved = size <= MAX_SAVED_BUFFER_BYTES
         if RANK == 0:
             note = "" if saved else "; not saved in checkpoints: a resumed run starts with an empty one"
@@ -243,21 +243,22 @@ class ReplayBuffer(nn.Module):
         self.done[(self.count - 1) % len(self.done)] = True
 
     def sample(self, args, reward_norm):
-        """A list of G batches of transitions, drawn uniformly, of n steps or up to the end of the episode or buffer."""
+        """G batches, drawn uniformly. A transition spans n steps, or fewer if the episode or the newest row ends it."""
         size, envs = self.done.shape
         shape = args.gradient_steps, args.batch_size
         age = torch.randint(min(int(self.count), size), shape)  # of the first step, in rows; 0 is the newest row
         env = torch.randint(envs, shape)
         first = self.count - 1 - age  # row of the first step, before the modulo
         step = torch.arange(args.n_step)
-        rows = (first[..., None] + step) % size, env[..., None]  # [G, B, n], each step
-        rew = (self.rew[rows] / reward_norm.std.item()).clamp(-10, 10)
-        end = self.done[rows] | (step >= age[..., None])  # nothing follows this step
+        index = (first[..., None] + step) % size, env[..., None]  # row [G, B, n] and environment [G, B, 1] of each step
+        rew = (self.rew[index] / reward_norm.std.item()).clamp(-10, 10)
+        end = self.done[index] | (step >= age[..., None])  # last step of the episode, or newest row: rest is not used
         ret, steps = n_step_return(rew, end, args.gamma)
 
-        start, stop = (first % size, env), ((first + steps - 1) % size, env)  # first and last step
-        columns = [self.obs[start], self.act[start], ret]
-        columns += [self.next_obs[stop], self.terminated[stop], args.gamma**steps]
+        last = (first + steps - 1) % size, env
+        first = first % size, env
+        columns = [self.obs[first], self.act[first], ret]
+        columns += [self.next_obs[last], self.terminated[last], args.gamma**steps]
         columns = [column.to(reward_norm.std.device) for column in columns]  # [G, B, ...] each
         return [Batch(*batch) for batch in zip(*columns)]
 
@@ -267,7 +268,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; divides images of bytes by 255 instead."""
+    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
 
     def __init__(self, shape):
         super().__init__()
@@ -277,12 +278,12 @@ class RunningNorm(nn.Module):
         self.count = nn.Buffer(torch.zeros(()))
 
     def update(self, x):
-        """Include x [B, *shape] in the statistics."""
+        """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
         if x.dtype == torch.uint8:
             return
         var, mean = torch.var_mean(x.double(), 0, correction=0)
         shift = mean - self.mean
-        shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))  # about the running mean
+        shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))  # both about the running mean
         self.count += len(x)
         weight = len(x) / self.count
         self.mean += weight * shift
@@ -377,7 +378,7 @@ class QNetwork(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """Greedy actions, numpy [N, *obs] -> numpy [N]; `greedy` is ignored, as collect adds the random actions."""
+        """Greedy actions, whatever `greedy`: collect adds the random ones; numpy [N, *obs] -> numpy [N]."""
         return self.q(to_tensor(obs, self.device)).argmax(-1).cpu().numpy()
 
 
@@ -397,7 +398,7 @@ def make_env(env_id, **options):
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
-        env = wrappers.TimeLimit(env, 27_000)  # otherwise an episode might never end
+        env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
     obs, act = env.observation_space, env.action_space
     if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
         accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
@@ -409,7 +410,7 @@ def wrap_observations(env):
     """Images become [C, H, W], all other observations vectors."""
     space = env.observation_space
     shape = space.shape if isinstance(space, spaces.Box) else ()
-    if len(shape) != 3 or sorted(shape)[1] < 36:  # the convolutions need at least 36 x 36 pixels
+    if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
     if shape[0] < shape[2]:
         return env
@@ -470,7 +471,7 @@ class Run:
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the other flags") from error
+                raise InputError(f"--resume {self.args.resume}: its {name} has other shapes than the flags") from error
         self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
@@ -482,7 +483,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # rows after the checkpoint are repeated
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # later rows will be written again
         self.metrics.seek(0, os.SEEK_END)
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
@@ -494,16 +495,16 @@ class Run:
     def __enter__(self):
         return self
 
-    def __exit__(self, error, *_):
-        if error in (None, KeyboardInterrupt):
+    def __exit__(self, exc_type, *_):
+        if exc_type in (None, KeyboardInterrupt):
             self.save()
-        if error is KeyboardInterrupt and RANK == 0:
+        if exc_type is KeyboardInterrupt and RANK == 0:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
-        if error is None:
+        if exc_type is None:
             self.finish()
 
     def rollouts(self):
-        """Yield the fraction of the budget used so far, as long as another rollout fits."""
+        """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
         rollout = self.args.num_steps * self.args.num_envs * WORKERS
         while self.step + rollout <= self.args.total_timesteps:
             yield self.step / self.args.total_timesteps
@@ -514,7 +515,7 @@ class Run:
             self.save()
         elif obs is not None:
             return obs
-        # Reseed and reset what a checkpoint does not hold, so that a resumed run continues exactly as this one.
+        # Random states and environments are not saved. Reset them, so that a resumed run continues exactly as this one.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -529,7 +530,7 @@ class Run:
             saved |= {"recent": list(self.recent), "metrics_size": self.metrics.tell()}
             saved |= {name: part.state_dict() for name, part in self.parts.items()}
             torch.save(saved, f"{self.checkpoint}.new")
-            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a whole checkpoint
+            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, rew, done, metrics):
         """Count a rollout's steps and episodes [T, N] and write a row of metrics. Raises FloatingPointError."""
@@ -539,7 +540,7 @@ class Run:
             self.current[:, d] = 0
         steps = rew.numel() * WORKERS
         self.step, self.seconds = self.step + steps, time.perf_counter() - self.start
-        self.checkpoint_due = self.step % self.args.checkpoint_every < steps
+        self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
 
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
         row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
@@ -566,7 +567,7 @@ class Run:
             torch.distributed.destroy_process_group()
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget is rounded down to whole rollouts
+        self.bar.total = self.step  # the budget may end within a rollout
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -583,7 +584,7 @@ class Run:
 
 def evaluate(agent, env, episodes, seed):
     """Returns of some episodes with greedy actions, undiscounted and unscaled."""
-    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # the key: other seeds than in training
+    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
@@ -604,13 +605,14 @@ def all_mean(x):
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Minimize loss by one step; gradients are averaged over workers and clipped. Returns their norm before that."""
+    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns their norm before."""
     optimizer.zero_grad()
     loss.backward()
     grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
     grad = all_mean(nn.utils.parameters_to_vector(grads))
     norm = grad.norm()
-    nn.utils.vector_to_parameters(grad * (max_grad_norm / (norm + 1e-6)).clamp(max=1), grads)
+    grad *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+    nn.utils.vector_to_parameters(grad, grads)  # write it back
     optimizer.step()
     return norm
 
@@ -622,7 +624,7 @@ def to_tensor(arrays, device):
 
 
 def check_limits(args):
-    """Raise InputError for a number outside its limits: LIMITS, or else at least 1 if whole, at least 0 if not."""
+    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
     for name, value in vars(args).items():
         default = getattr(Args, name)
         if isinstance(default, (str, bool)) or value is None:
@@ -630,29 +632,30 @@ def check_limits(args):
         whole = isinstance(default, (int, tuple))
         low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be between {low} and {high}")
+            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
 
 
 def setup(args):
     """Check the flags, join torchrun's other workers, seed torch; returns envs and device. Raises InputError."""
     check_limits(args)
-    check_batch(args)
     rollout = args.num_envs * args.num_steps * WORKERS
     if args.total_timesteps < rollout:
-        raise InputError(f"--total-timesteps {args.total_timesteps}: a single rollout has {rollout} steps")
+        raise InputError(f"--total-timesteps {args.total_timesteps}: must be at least one rollout, {rollout} steps")
+    check_batch(args)
     if args.render and args.capture_video:
         raise InputError("--render: cannot be combined with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
         if getattr(args, flag) and not importlib.util.find_spec(module):
-            raise InputError(f"--{flag.replace('_', '-')}: pip install {module}")
+            raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
-        device = torch.zeros(1, device=args.device + local).device
+        device = torch.zeros(1, device=args.device + local).device  # fails if there is no such device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)  # the same in all workers, for equal initial weights; Run.reset makes them differ
+    torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
     if WORKERS > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group()
     return make_envs(args), device
@@ -661,7 +664,7 @@ def setup(args):
 def load(path):
     """Contents of a checkpoint of this script. Raises InputError for any other file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # a checkpoint cannot run code
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
         found = saved["format"]
     except Exception as error:
         raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error

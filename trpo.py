@@ -2,33 +2,33 @@
 
 Schulman et al. (2015), "Trust Region Policy Optimization", arXiv:1502.05477. Equation numbers refer to it.
 
-A policy gradient gives a direction, but not a step size: a small step of the parameters can change the action
+The policy gradient gives a direction, but not a step size: a small step in parameter space can change the action
 distribution a lot. TRPO bounds that change. Each update approximately solves
 
-    maximize    L(theta) = E[pi(a|s) / pi_old(a|s) adv]        surrogate objective   (Eq. 14)
+    maximize    L(theta) = E[(pi(a|s) / pi_old(a|s)) * adv]    surrogate objective   (Eq. 14)
     subject to  E[KL(pi_old(.|s) || pi(.|s))] <= delta         trust region
 
-Near the old parameters, for a step x, L is about g^T x, with g the policy gradient, and the KL about x^T H x / 2, with
-H its Hessian, the Fisher information matrix (Eq. 17). So the best step follows the natural gradient H^-1 g up to the
-boundary, where x^T H x / 2 = delta. Conjugate gradient solves H x = g from products H v, which take two backward passes
-and no matrix (Appendix C). Both approximations can be wrong, so a backtracking line search shortens the step until the
-surrogate itself improves and the KL itself is at most delta. If no length qualifies, the policy does not change.
+Near the old parameters, a step x changes L by about g^T x, where g is the policy gradient, and the KL is about
+x^T H x / 2, where H is its Hessian, the Fisher information matrix (Eq. 17). The best step follows the natural gradient
+H^-1 g up to the boundary, x^T H x / 2 = delta. Conjugate gradient solves H x = g from products H v, each a backward
+pass through the graph of the KL's gradient (Appendix C). Both approximations are local, so a backtracking line search
+shortens the step until the actual L improves and the actual KL is at most delta, or else leaves the policy unchanged.
 
-What changed from a2c.py: the policy takes this step instead of the optimizer's; Adam fits only the values, afterwards,
-in several steps.
+What changed from a2c.py: this step updates the policy, not Adam. Adam trains only the critic, for --value-epochs
+gradient steps on the full batch. There is no entropy bonus.
 
 Not in the paper: a critic with generalized advantage estimation instead of sampled returns (Schulman et al. 2016); a
-delta that decays over the run; damping, a multiple of the identity added to H; advantages standardized in each batch,
-with a floor under the standard deviation; observations and rewards scaled by running statistics and clipped at 10;
+delta that decays over the run; damping, a multiple of the identity added to H; advantages standardized in each batch;
+observations and rewards scaled by running statistics (the KL does not measure how these change) and clipped at 10;
 orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits. Left out: vine sampling
-(Section 5.2), Fisher-vector products on a tenth of the batch, an entropy bonus.
+(Section 5.2), Fisher-vector products on a tenth of the batch.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components; P parameters of the policy.
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.5",
+# dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.6",
 #                 "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
 # ///
 
@@ -53,11 +53,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-CHECKPOINT = "trpo 2"  # script and format; load refuses all others
+CHECKPOINT = "trpo 2"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 LIMITS["line_search_shrink"] = 0, 1
-ADV_STD_FLOOR = 0.1  # added to the standard deviation of advantages, so that small, noisy ones stay small
-Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: targets of the values
+ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; the step does not depend on their scale
+Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Args:
     anneal_kl: bool = True  # decay max_kl linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
-    seed: int = 1  # on one machine, the same seed gives the same run, bit for bit
+    seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     total_timesteps: int = 100_000  # environment steps, summed over environments and workers
     num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
@@ -85,16 +85,16 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets all environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also resets all environments
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
-    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY say where
+    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY set where
 
 
 def check_batch(args):
-    if args.num_envs * args.num_steps < 2:  # the standard deviation of a single step is undefined
-        raise InputError(f"--num-steps {args.num_steps}: a rollout of --num-envs 1 needs at least 2 steps")
+    if args.num_envs * args.num_steps < 2:  # the standard deviation of one sample is undefined
+        raise InputError(f"--num-steps {args.num_steps}: times --num-envs {args.num_envs} must be at least 2")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
@@ -108,7 +108,7 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def surrogate(pi, old_pi, act, adv):
-    """Expected advantage of pi, with importance weights for actions of old_pi; act [B, K], adv [B] -> [] (Eq. 14)."""
+    """L, the mean advantage of pi_old's actions, weighted by importance ratios; act [B, K], adv [B] -> [] (Eq. 14)."""
     return ((pi.log_prob(act) - old_pi.log_prob(act)).exp() * adv).mean()
 
 
@@ -118,18 +118,18 @@ def flat_gradient(loss, params, **options):
     return torch.cat([grad.reshape(-1) for grad in grads])
 
 
-def policy_gradient(gain, params):
+def policy_gradient(objective, params):
     """g, the gradient of the surrogate objective, [P] (Eq. 17)."""
-    return all_mean(flat_gradient(gain, params, retain_graph=True))
+    return all_mean(flat_gradient(objective, params, retain_graph=True))
 
 
 def fisher_vector_product(kl_grad, params, x, damping):
-    """(H + damping I) x, the gradient of kl_grad^T x plus damping; x, kl_grad and result [P] (Appendix C.1)."""
+    """(H + damping I) x, with H x the gradient of kl_grad^T x; x, kl_grad and result [P] (Appendix C.1)."""
     return all_mean(flat_gradient(kl_grad @ x, params, retain_graph=True)) + damping * x
 
 
 def conjugate_gradient(fvp, g, iterations):
-    """Solve H x = g in at most `iterations` iterations, where fvp(x) = H x (Hestenes and Stiefel 1952)."""
+    """Solve fvp(x) = g in at most `iterations` iterations; g and result [P] (Hestenes and Stiefel 1952)."""
     x, r, p = torch.zeros_like(g), g, g
     rr = r @ r
     for _ in range(iterations):
@@ -144,10 +144,10 @@ def conjugate_gradient(fvp, g, iterations):
 
 
 def natural_gradient_step(fvp, g, max_kl, iterations):
-    """Step x along H^-1 g with x^T H x / 2 = max_kl; zero if the curvature is not positive (Appendix C)."""
+    """Step x along H^-1 g with x^T H x / 2 = max_kl, H including damping; 0 if x^T H x <= 0 (Appendix C)."""
     x = conjugate_gradient(fvp, g, iterations)
-    curvature = x @ fvp(x)
-    return x * (2 * max_kl / curvature).sqrt() if curvature > 0 else torch.zeros_like(x)
+    xHx = x @ fvp(x)
+    return x * (2 * max_kl / xHx).sqrt() if xHx > 0 else torch.zeros_like(x)
 
 
 @torch.no_grad()
@@ -156,17 +156,17 @@ def line_search(surrogate_and_kl, params, step, max_kl, shrink, tries):
     start, (before, _) = parameters_to_vector(params), surrogate_and_kl()
     for fraction in (shrink**i for i in range(tries)):
         vector_to_parameters(start + fraction * step, params)
-        gain, kl = surrogate_and_kl()
-        if gain > before and kl <= max_kl:  # false if either is nan
+        objective, kl = surrogate_and_kl()
+        if objective > before and kl <= max_kl:  # false if either is nan
             return fraction
     vector_to_parameters(start, params)
     return 0.0
 
 
 def update(agent, optimizer, batch, max_kl, args):
-    """Take one natural gradient step on the policy (Eq. 14) and several on the value loss; returns metrics."""
+    """Take a natural gradient step on the policy (Eq. 14) and several gradient steps on the values; returns metrics."""
     params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
-    adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_FLOOR)
+    adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     pi = agent.policy(batch.obs)
     old_pi = agent.distribution(pi.params.detach())
 
@@ -178,20 +178,20 @@ def update(agent, optimizer, batch, max_kl, args):
 
     def surrogate_and_kl():
         pi = agent.policy(batch.obs)
-        gain, kl = surrogate(pi, old_pi, batch.act, adv), old_pi.kl(pi).mean()
-        return all_mean(torch.stack([gain, kl]))
+        objective, kl = surrogate(pi, old_pi, batch.act, adv), old_pi.kl(pi).mean()
+        return all_mean(torch.stack([objective, kl]))
 
     step = natural_gradient_step(fvp, g, max_kl, args.cg_iters)
     fraction = line_search(surrogate_and_kl, params, step, max_kl, args.line_search_shrink, args.line_search_steps)
     with torch.no_grad():
-        gain, kl = surrogate_and_kl()
+        objective, kl = surrogate_and_kl()
 
     for _ in range(args.value_epochs):
         value_loss = nn.functional.mse_loss(agent.value(batch.obs), batch.ret)
         gradient_step(optimizer, value_loss, args.max_grad_norm)
 
     names = "policy_loss", "value_loss", "entropy", "grad_norm", "kl"
-    numbers = -gain, value_loss, pi.entropy().mean(), g.norm(), kl
+    numbers = -objective, value_loss, pi.entropy().mean(), g.norm(), kl
     return dict(zip(names, torch.stack(numbers).tolist())) | {"step_fraction": fraction}
 
 
@@ -202,9 +202,9 @@ def train(args):
     optimizer = torch.optim.Adam(agent.critic.parameters(), args.learning_rate, eps=1e-5, fused=True)
     obs = None
 
-    with Run(args, agent=agent, optimizer=optimizer) as run:  # on leaving: save, then evaluate
-        for progress in run.rollouts():  # fraction of --total-timesteps used so far
-            obs = run.checkpoint_if_due(envs, obs)  # also at the start; a checkpoint resets the environments
+    with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
+        for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
+            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - progress if args.anneal_lr else 1)
             max_kl = args.max_kl * (1 - progress if args.anneal_kl else 1)
 
@@ -212,14 +212,14 @@ def train(args):
             rollout, obs = collect(agent, envs, obs, args.num_steps)
             b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
 
-            # Evaluate: how much better than expected was each action?
+            # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
                 val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
                 agent.reward_norm.update(b_rew, b_done, args.gamma)
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve. The observation statistics change last, so that old and new policy see the same inputs.
+            # Update. The observation statistics change last, so that the whole update sees the inputs of the rollout.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
             metrics = update(agent, optimizer, Batch(*columns), max_kl, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
@@ -227,7 +227,7 @@ def train(args):
     return agent
 
 
-# From here on: shared by all scripts of the family, the same text in each.
+# From here on: shared. This text is the same in vpg.py, a2c.py, trpo.py and ppo.py.
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
@@ -236,7 +236,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the observations at the end.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the next observations.
     """
     steps = []
     for _ in range(num_steps):
@@ -249,7 +249,7 @@ def collect(agent, envs, obs, num_steps):
     return [to_tensor(column, agent.device) for column in zip(*steps)], obs
 
 
-class Categorical:  # by hand, like Gaussian: torch.distributions takes ten times as long to build and sample
+class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
     """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
 
     def __init__(self, params):
@@ -301,7 +301,7 @@ class Gaussian:
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; divides images of bytes by 255 instead."""
+    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
 
     def __init__(self, shape):
         super().__init__()
@@ -311,12 +311,12 @@ class RunningNorm(nn.Module):
         self.count = nn.Buffer(torch.zeros(()))
 
     def update(self, x):
-        """Include x [B, *shape] in the statistics."""
+        """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
         if x.dtype == torch.uint8:
             return
         var, mean = torch.var_mean(x.double(), 0, correction=0)
         shift = mean - self.mean
-        shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))  # about the running mean
+        shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))  # both about the running mean
         self.count += len(x)
         weight = len(x) / self.count
         self.mean += weight * shift
@@ -390,7 +390,7 @@ class ActorCritic(nn.Module):
         self.act_shape = act_space.shape
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.bounded = act_space.is_bounded()  # to [-1, 1], by make_env
+            self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
             self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # std 1.6: early exploration covers [-1, 1]
         else:  # K components with up to M choices each; missing choices get probability 0
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
@@ -410,7 +410,7 @@ class ActorCritic(nn.Module):
         out = self.actor(self.obs_norm(obs))
         if self.distribution is Categorical:
             return Categorical(out.unflatten(-1, self.mask.shape) + self.mask)
-        mean = out.tanh() if self.bounded else out  # a mean clipped at the bounds would get no gradient
+        mean = out.tanh() if self.bounded else out  # clamp would have no gradient outside the bounds
         return Gaussian(torch.stack([mean, self.log_std.expand_as(mean)], -1))
 
     def value(self, obs):
@@ -419,7 +419,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """Actions as the environment takes them, sampled or most likely; numpy [N, *obs] -> numpy [N, *act]."""
+        """Actions in the environment's format, sampled or most likely; numpy [N, *obs] -> numpy [N, *act]."""
         pi = self.policy(to_tensor(obs, self.device))
         act = pi.mode() if greedy else pi.sample()  # [N, K]
         return act.cpu().numpy().reshape(-1, *self.act_shape)
@@ -441,7 +441,7 @@ def make_env(env_id, **options):
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
-        env = wrappers.TimeLimit(env, 27_000)  # otherwise an episode might never end
+        env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
     obs, act = env.observation_space, env.action_space
     if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
         accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
@@ -453,7 +453,7 @@ def wrap_observations(env):
     """Images become [C, H, W], all other observations vectors."""
     space = env.observation_space
     shape = space.shape if isinstance(space, spaces.Box) else ()
-    if len(shape) != 3 or sorted(shape)[1] < 36:  # the convolutions need at least 36 x 36 pixels
+    if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
     if shape[0] < shape[2]:
         return env
@@ -514,7 +514,7 @@ class Run:
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the other flags") from error
+                raise InputError(f"--resume {self.args.resume}: its {name} has other shapes than the flags") from error
         self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
@@ -526,7 +526,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # rows after the checkpoint are repeated
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # later rows will be written again
         self.metrics.seek(0, os.SEEK_END)
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
@@ -538,16 +538,16 @@ class Run:
     def __enter__(self):
         return self
 
-    def __exit__(self, error, *_):
-        if error in (None, KeyboardInterrupt):
+    def __exit__(self, exc_type, *_):
+        if exc_type in (None, KeyboardInterrupt):
             self.save()
-        if error is KeyboardInterrupt and RANK == 0:
+        if exc_type is KeyboardInterrupt and RANK == 0:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
-        if error is None:
+        if exc_type is None:
             self.finish()
 
     def rollouts(self):
-        """Yield the fraction of the budget used so far, as long as another rollout fits."""
+        """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
         rollout = self.args.num_steps * self.args.num_envs * WORKERS
         while self.step + rollout <= self.args.total_timesteps:
             yield self.step / self.args.total_timesteps
@@ -558,7 +558,7 @@ class Run:
             self.save()
         elif obs is not None:
             return obs
-        # Reseed and reset what a checkpoint does not hold, so that a resumed run continues exactly as this one.
+        # Random states and environments are not saved. Reset them, so that a resumed run continues exactly as this one.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -573,7 +573,7 @@ class Run:
             saved |= {"recent": list(self.recent), "metrics_size": self.metrics.tell()}
             saved |= {name: part.state_dict() for name, part in self.parts.items()}
             torch.save(saved, f"{self.checkpoint}.new")
-            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a whole checkpoint
+            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, rew, done, metrics):
         """Count a rollout's steps and episodes [T, N] and write a row of metrics. Raises FloatingPointError."""
@@ -583,7 +583,7 @@ class Run:
             self.current[:, d] = 0
         steps = rew.numel() * WORKERS
         self.step, self.seconds = self.step + steps, time.perf_counter() - self.start
-        self.checkpoint_due = self.step % self.args.checkpoint_every < steps
+        self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
 
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
         row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
@@ -610,7 +610,7 @@ class Run:
             torch.distributed.destroy_process_group()
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget is rounded down to whole rollouts
+        self.bar.total = self.step  # the budget may end within a rollout
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -627,7 +627,7 @@ class Run:
 
 def evaluate(agent, env, episodes, seed):
     """Returns of some episodes with greedy actions, undiscounted and unscaled."""
-    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # the key: other seeds than in training
+    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
@@ -648,13 +648,14 @@ def all_mean(x):
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Minimize loss by one step; gradients are averaged over workers and clipped. Returns their norm before that."""
+    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns their norm before."""
     optimizer.zero_grad()
     loss.backward()
     grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
     grad = all_mean(nn.utils.parameters_to_vector(grads))
     norm = grad.norm()
-    nn.utils.vector_to_parameters(grad * (max_grad_norm / (norm + 1e-6)).clamp(max=1), grads)
+    grad *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+    nn.utils.vector_to_parameters(grad, grads)  # write it back
     optimizer.step()
     return norm
 
@@ -666,7 +667,7 @@ def to_tensor(arrays, device):
 
 
 def check_limits(args):
-    """Raise InputError for a number outside its limits: LIMITS, or else at least 1 if whole, at least 0 if not."""
+    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
     for name, value in vars(args).items():
         default = getattr(Args, name)
         if isinstance(default, (str, bool)) or value is None:
@@ -674,29 +675,30 @@ def check_limits(args):
         whole = isinstance(default, (int, tuple))
         low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be between {low} and {high}")
+            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
 
 
 def setup(args):
     """Check the flags, join torchrun's other workers, seed torch; returns envs and device. Raises InputError."""
     check_limits(args)
-    check_batch(args)
     rollout = args.num_envs * args.num_steps * WORKERS
     if args.total_timesteps < rollout:
-        raise InputError(f"--total-timesteps {args.total_timesteps}: a single rollout has {rollout} steps")
+        raise InputError(f"--total-timesteps {args.total_timesteps}: must be at least one rollout, {rollout} steps")
+    check_batch(args)
     if args.render and args.capture_video:
         raise InputError("--render: cannot be combined with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
         if getattr(args, flag) and not importlib.util.find_spec(module):
-            raise InputError(f"--{flag.replace('_', '-')}: pip install {module}")
+            raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
-        device = torch.zeros(1, device=args.device + local).device
+        device = torch.zeros(1, device=args.device + local).device  # fails if there is no such device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)  # the same in all workers, for equal initial weights; Run.reset makes them differ
+    torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
     if WORKERS > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group()
     return make_envs(args), device
@@ -705,7 +707,7 @@ def setup(args):
 def load(path):
     """Contents of a checkpoint of this script. Raises InputError for any other file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # a checkpoint cannot run code
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
         found = saved["format"]
     except Exception as error:
         raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
