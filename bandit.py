@@ -6,14 +6,14 @@ A bandit has k arms. Pulling an arm yields a reward, drawn from a normal distrib
 agent does not know the true means. It must explore the arms to estimate them, and exploit its estimates to collect
 reward. There are no states. The agents differ in how they explore:
 
-- greedy pulls the arm with the highest estimate. It explores only if its initial estimates are optimistic.
-- epsilon-greedy does the same, except that with probability epsilon it pulls an arm at random.
+- greedy pulls the arm with the highest estimate. Optimistic initial estimates make it try all arms first.
+- epsilon-greedy pulls an arm at random with probability epsilon, and otherwise acts like greedy.
 - ucb adds a bonus for uncertainty to each estimate. The bonus is large for arms that were rarely pulled.
 - gradient does not estimate the true means. It improves a softmax policy by stochastic gradient ascent on the expected
-  reward, as vpg.py does for problems with states.
-- thompson, Thompson sampling, pulls each arm with the posterior probability that it is the best.
+  reward, as policy gradient methods do for problems with states.
+- thompson (Thompson sampling) pulls each arm with the posterior probability that it is the best.
 
-Two more agents are there for comparison: random pulls an arm at random, and cheater is told which arm is the best. The
+Two more agents serve as references: random pulls an arm at random, and cheater is told which arm is the best. The
 book's figures show neither these two nor Thompson sampling (Thompson 1933), which section 2.10 mentions.
 
 A run is one bandit, played for T steps. Each agent plays the same N bandits, all of them at once: arrays have the shape
@@ -60,11 +60,11 @@ DEFAULT_AGENTS = (
 class Args:
     figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = None  # reproduce a figure of the book
     agents: tuple[str, ...] = DEFAULT_AGENTS  # agents to compare: name or name:parameter=value,parameter=value
-    runs: int | None = None  # N, bandits per agent; default 200, with --figure 2000
+    runs: int | None = None  # N, bandits per agent; default 200, or 2000 for a figure
     steps: int = 1_000  # pulls per bandit
     num_arms: int = 10  # k, arms per bandit
-    mean: float = 0.0  # the arms' true means are drawn from N(mean, 1)
-    stationary: bool = True  # true means are constant; otherwise they start equal and take random walks
+    mean: float = 0.0  # mean of the arms' true means
+    stationary: bool = True  # constant true means, from N(mean, 1); otherwise random walks that start at mean
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/bandit__<seed>__<time>
     track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY say where
@@ -122,7 +122,7 @@ class Greedy(Agent):
     """Pulls the arm with the highest estimate (Eq. 2.2).
 
     The estimate Q(a) is the average of the arm's rewards (Eq. 2.3). With a constant step_size, recent rewards have more
-    weight (Eq. 2.5). If the initial estimate is optimistic, the agent tries every arm, because rewards lower the
+    weight (Eq. 2.5). If the initial estimate is very optimistic, the agent tries every arm, because rewards lower the
     estimate of an arm once it is pulled (section 2.6).
     """
 
@@ -166,7 +166,7 @@ class UCB(Greedy):
     def get_action(self):
         t = self.pulls.sum(-1, keepdims=True) + 1
         bonus = self.c * np.sqrt(np.log(t) / np.maximum(self.pulls, 1))
-        bound = np.where(self.pulls == 0, np.inf, self.q + bonus)  # an arm never pulled has priority
+        bound = np.where(self.pulls == 0, np.inf, self.q + bonus)  # arms never pulled come first
         return self.argmax(bound)
 
 
@@ -174,8 +174,8 @@ class UCB(Greedy):
 class GradientBandit(Agent):
     """Samples an arm from a softmax policy (Eq. 2.11), improved by stochastic gradient ascent (Eq. 2.12).
 
-    The baseline is the average of the earlier rewards. It does not depend on the action, so it leaves the expected
-    gradient unchanged. It reduces the variance of the gradient when all rewards are far from 0.
+    The baseline is the average of the earlier rewards; the book's also includes the present one. It does not depend on
+    the action, so it does not bias the gradient estimate. It lowers its variance if the mean reward is far from 0.
     """
 
     step_size: float = 0.1
@@ -194,7 +194,7 @@ class GradientBandit(Agent):
 
     def get_action(self):
         self.pi = self.policy()
-        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; without the last entry, which rounding may put below 1
+        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; the last entry, 1, could round to less than u
         u = self.rng.random(self.shape)
         return (cdf < u[..., None]).sum(-1)  # inverse CDF
 
@@ -204,7 +204,7 @@ class GradientBandit(Agent):
             self.average = reward  # there is no earlier reward: the first one is its own baseline
         baseline = self.average if self.baseline else 0
         step = self.step_size * (reward - baseline)
-        self.h -= np.expand_dims(step, -1) * self.pi
+        self.h -= np.expand_dims(step, -1) * self.pi  # Eq. 2.12: h += step * (one-hot action - pi)
         add(self.h, action, step)
         self.t += 1
         self.average = self.average + (reward - self.average) / self.t
@@ -280,7 +280,7 @@ AGENTS = {
     "cheater": Cheater,
 }
 
-PARAMETER_STUDY = {  # figure 2.6 varies the last parameter: 2^x for each x in the range
+PARAMETER_STUDY = {  # figure 2.6: text to which 2^x is appended, for each x in the range
     "epsilon-greedy:epsilon=": range(-7, -1),
     "gradient:step_size=": range(-5, 2),
     "ucb:c=": range(-4, 3),
@@ -306,7 +306,7 @@ FIGURES = {
 class VectorMultiArmedBandit(gym.vector.VectorEnv):
     """num_envs bandits; a step pulls one arm of each. All episodes are truncated after max_episode_steps steps.
 
-    True means are drawn from N(mean, 1). If not stationary, all of them start equal to mean, and then each takes a
+    If stationary, true means are drawn from N(mean, 1). Otherwise all of them start equal to mean, and each takes a
     random walk with steps from N(0, 0.01^2). Rewards are drawn from N(true mean, 1).
 
     info["best_arm"] is the arm that now has the highest true mean. info["regret"] is the highest true mean minus the
@@ -421,8 +421,8 @@ class MultiArmedBandit(gym.Env):
 
     def draw_arms(self):
         arms = range(self.bandits.num_arms)
-        noise = [NormalDist().inv_cdf(p) for p in np.linspace(0.001, 0.999, 200)]  # quantiles of N(0, 1)
-        rewards = np.add.outer(noise, self.bandits.means[0])  # [200, k]
+        quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.001, 0.999, 200)]
+        rewards = np.add.outer(quantiles, self.bandits.means[0])  # [200, k]
         self.axes.clear()
         violins = self.axes.violinplot(rewards, arms, showmeans=True, showextrema=False)
         for arm, violin in enumerate(violins["bodies"]):
@@ -459,9 +459,9 @@ class Curves(NamedTuple):
     best_arm_error: np.ndarray
 
 
-COLUMNS = {  # name in table.csv: (label, decimals) on the screen
+COLUMNS = {  # name in table.csv: (printed label, printed decimals)
     "reward": ("reward per step", 3),
-    "best_arm": ("% best arm, last 100", 1),
+    "best_arm": ("% best, last 100 steps", 1),
     "regret": ("regret per run", 1),
 }
 
@@ -507,7 +507,7 @@ def play(agent, envs, steps, seed, bar=None):
     agent.reset(agent_seed, info)
     rows = []
     for _ in range(steps):
-        best_arm = info["best_arm"]
+        best_arm = info["best_arm"]  # before the step, which may move the means
         action = agent.get_action()
         _, reward, _, _, info = envs.step(action)
         agent.observe(action, reward, info)
@@ -588,7 +588,7 @@ def make_agent(text, **common):
     """
     name, _, rest = text.partition(":")
     if name not in AGENTS:
-        raise InputError(f"--agents {text}: the agents are {', '.join(AGENTS)}")
+        raise InputError(f"--agents {text}: unknown agent; use {', '.join(AGENTS)}")
     own_fields = fields(AGENTS[name])[len(fields(Agent)) :]
     defaults = {field.name: field.default for field in own_fields}
     try:
@@ -598,8 +598,8 @@ def make_agent(text, **common):
     except InputError as error:
         raise InputError(f"--agents {text}: {error}") from error
     except (ValueError, KeyError, OverflowError) as error:
-        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
-        raise InputError(f"--agents {text}: parameters and defaults of {name}: {known or 'none'}") from error
+        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items()) or "no parameters"
+        raise InputError(f"--agents {text}: invalid parameter; {name} takes {known}") from error
 
 
 def parse(text, default):
@@ -610,7 +610,7 @@ def parse(text, default):
     value = json.loads(text)
     if value is None and default is None:
         return None
-    types = [type(default)] if isinstance(default, int) else [int, float]  # bool is a subclass of int
+    types = [type(default)] if isinstance(default, int) else [int, float]  # a bool only takes a bool, an int an int
     if type(value) not in types or not math.isfinite(value):
         raise ValueError
     return value
@@ -691,13 +691,13 @@ def log_to_wandb(folder, args, curves):
 def print_table(table):
     """One line per agent, with mean and standard error of each column."""
     width = max(len(text) for text, *_ in table)
-    print(" " * width, *(label.rjust(20) for label, _ in COLUMNS.values()))
+    print(" " * width, *(label.rjust(22) for label, _ in COLUMNS.values()))
     for text, *numbers in table:
         cells = []
         for i, (_, decimals) in enumerate(COLUMNS.values()):
             mean, error = numbers[2 * i : 2 * i + 2]
             cell = f"{mean:.{decimals}f} +- {error:.{decimals}f}"
-            cells.append(cell.rjust(20))
+            cells.append(cell.rjust(22))
         print(f"{text:{width}}", *cells)
 
 
