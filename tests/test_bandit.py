@@ -481,7 +481,7 @@ def test_all_agents_play_the_same_bandits(tmp_path):
         ("--agents ucb:epsilon=0.5", "--agents ucb:epsilon=0.5: invalid parameter; ucb takes"),
         ("--agents greedy:initial=null", "--agents greedy:initial=null: invalid parameter"),
         (f"--agents ucb:c={'9' * 400}", "9: invalid parameter; ucb takes"),
-        ("--agents ucb:c=[1]", "--agents ucb:c=[1]: parameters"),
+        ("--agents ucb:c=[1]", "--agents ucb:c=[1]: invalid parameter"),
         ("--figure 2.7", "--figure"),
         (
             "--agents nobody",
