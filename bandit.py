@@ -67,7 +67,7 @@ class Args:
     stationary: bool = True  # constant true means, from N(mean, 1); otherwise random walks that start at mean
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/bandit__<seed>__<time>
-    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY say where
+    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
 
 
 @dataclass

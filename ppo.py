@@ -53,7 +53,7 @@ Batch = namedtuple("Batch", "obs act adv ret old_params", defaults=[None])  # [B
 @dataclass
 class Args:
     objective: Literal["clip", "penalty"] = "clip"  # clipped ratio (Eq. 7) or adaptive KL penalty (Eq. 8)
-    clip_coef: float = 0.2  # eps, how far the clipped ratio may move from 1
+    clip_coef: float = 0.2  # eps: the ratio is clipped to [1 - eps, 1 + eps]
     penalty_kl: float = 0.01  # d_targ, the KL per update that the penalty aims at, in nats
     num_steps: int = 128  # T, steps of each environment per rollout
     update_epochs: int = 8  # passes over each rollout
@@ -63,11 +63,11 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
-    target_kl: float | None = None  # stop an update early once its KL exceeds this, in nats
+    target_kl: float | None = None  # stop an update early once a minibatch's KL exceeds this, in nats; not d_targ
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, summed over environments and workers
+    total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
     num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-3  # Adam's initial step size
@@ -76,11 +76,11 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also resets all environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
-    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY set where
+    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
 
 
 def check_batch(args):
@@ -116,7 +116,7 @@ def adapt_beta(beta, kl, penalty_kl):
         beta = beta / 2
     if kl > penalty_kl * 1.5:
         beta = beta * 2
-    return min(max(beta, 1e-4), 1e4)  # limits that are not in the paper: no doubling leads back from 0
+    return min(max(beta, 1e-4), 1e4)  # limits not in the paper: doubling could not leave 0
 
 
 def minibatches(batch, epochs, num_minibatches):
@@ -138,19 +138,19 @@ def update(agent, optimizer, penalty, batch, args):
     with torch.no_grad():
         batch = batch._replace(old_params=agent.policy(batch.obs).params)
     losses = []
-    for rows in minibatches(batch, args.update_epochs, args.num_minibatches):
-        pi, old_pi, ratio = compare_policies(agent, rows)
-        adv = (rows.adv - rows.adv.mean()) / (rows.adv.std() + ADV_STD_EPS)
+    for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
+        pi, old_pi, ratio = compare_policies(agent, minibatch)
+        adv = (minibatch.adv - minibatch.adv.mean()) / (minibatch.adv.std() + ADV_STD_EPS)
         if args.objective == "clip":
             policy_loss = -clip_objective(ratio, adv, args.clip_coef)
         else:
             policy_loss = -penalty_objective(ratio, adv, old_pi.kl(pi), penalty.beta)
-        value_loss = nn.functional.mse_loss(agent.value(rows.obs), rows.ret)
+        value_loss = nn.functional.mse_loss(agent.value(minibatch.obs), minibatch.ret)
         entropy = pi.entropy().mean()
         loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
         grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
         losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
-        if args.target_kl and all_mean(old_pi.kl(pi).detach().mean()) > args.target_kl:
+        if args.target_kl and all_mean(old_pi.kl(pi).detach().mean()) > args.target_kl:  # KL before this step
             break
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
     metrics = dict(zip(names, torch.stack(losses).mean(0).tolist()))
@@ -171,7 +171,7 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     penalty, obs = nn.Module(), None
-    penalty.beta = nn.Buffer(torch.tensor(1.0, dtype=torch.float64))  # in a module, so that checkpoints hold it
+    penalty.beta = nn.Buffer(torch.tensor(1.0))  # in a module, so that checkpoints hold it
 
     with Run(args, agent=agent, optimizer=optimizer, penalty=penalty) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
@@ -189,7 +189,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the whole update sees the inputs of the rollout.
+            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
             metrics = update(agent, optimizer, penalty, Batch(*columns), args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
@@ -206,7 +206,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the next observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
     """
     steps = []
     for _ in range(num_steps):
@@ -318,7 +318,7 @@ class RewardNorm(RunningNorm):
 
 
 class ConvNet(nn.Sequential):
-    """Layers for images with any number of leading dimensions: [..., C, H, W] -> [..., features]."""
+    """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
         features = super().forward(x.flatten(0, -4))
@@ -352,7 +352,7 @@ ACTIONS = spaces.Box, spaces.Discrete, spaces.MultiDiscrete  # the action spaces
 
 
 class ActorCritic(nn.Module):
-    """Policy pi(a|s) and value function V(s) in separate networks, with the statistics that scale their inputs."""
+    """Policy pi(a|s) and value function V(s) in separate networks, with the statistics that scale obs and rew."""
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
@@ -439,7 +439,7 @@ def wrap_actions(env):
         return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
     if not space.is_bounded():
         return wrappers.ClipAction(env)
-    env = wrappers.RescaleAction(env, -1, 1)  # clipped below: wrappers.ClipAction would remove the bounds
+    env = wrappers.RescaleAction(env, -1, 1)  # clipped on the next line: wrappers.ClipAction would remove the bounds
     return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
 
 
@@ -455,7 +455,7 @@ def make_envs(args):
 
 
 class Run:
-    """Folder, counters, checkpoints, metrics and evaluation of one run. Of torchrun's workers, only 0 writes."""
+    """Folder, counters, checkpoints, metrics and evaluation of one run. Under torchrun, only worker 0 writes."""
 
     def __init__(self, args, **parts):
         """parts: agent, optimizer and all else that a checkpoint must hold."""
@@ -484,7 +484,7 @@ class Run:
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"--resume {self.args.resume}: its {name} has other shapes than the flags") from error
+                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
         self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
@@ -496,7 +496,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # later rows will be written again
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
         self.metrics.seek(0, os.SEEK_END)
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
@@ -523,12 +523,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset. Returns the observations to act on."""
+        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random states and environments are not saved. Reset them, so that a resumed run continues exactly as this one.
+        # Random and environment states are not saved. Reset them, so that a resumed run continues exactly like this one.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -618,14 +618,14 @@ def all_mean(x):
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns their norm before."""
+    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns the unclipped norm."""
     optimizer.zero_grad()
     loss.backward()
     grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
     grad = all_mean(nn.utils.parameters_to_vector(grads))
     norm = grad.norm()
     grad *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-    nn.utils.vector_to_parameters(grad, grads)  # write it back
+    nn.utils.vector_to_parameters(grad, grads)  # replaces the gradients
     optimizer.step()
     return norm
 

@@ -76,7 +76,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, summed over environments and workers
+    total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
     num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 3e-3  # Adam's initial step size
@@ -85,11 +85,11 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also resets all environments
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
-    track: bool = False  # also log to Weights & Biases; WANDB_PROJECT and WANDB_ENTITY set where
+    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
 
 
 def check_batch(args):
@@ -200,7 +200,8 @@ def train(args):
     envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.critic.parameters(), args.learning_rate, eps=1e-5, fused=True)
-    obs = None
+    penalty, obs = nn.Module(), None
+    penalty.beta = nn.Buffer(torch.tensor(1.0))  # in a module, so that checkpoints hold it
 
     with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
@@ -219,7 +220,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the whole update sees the inputs of the rollout.
+            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
             metrics = update(agent, optimizer, Batch(*columns), max_kl, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
@@ -236,7 +237,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the next observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
     """
     steps = []
     for _ in range(num_steps):
@@ -348,7 +349,7 @@ class RewardNorm(RunningNorm):
 
 
 class ConvNet(nn.Sequential):
-    """Layers for images with any number of leading dimensions: [..., C, H, W] -> [..., features]."""
+    """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
         features = super().forward(x.flatten(0, -4))
@@ -382,7 +383,7 @@ ACTIONS = spaces.Box, spaces.Discrete, spaces.MultiDiscrete  # the action spaces
 
 
 class ActorCritic(nn.Module):
-    """Policy pi(a|s) and value function V(s) in separate networks, with the statistics that scale their inputs."""
+    """Policy pi(a|s) and value function V(s) in separate networks, with the statistics that scale obs and rew."""
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
@@ -469,7 +470,7 @@ def wrap_actions(env):
         return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
     if not space.is_bounded():
         return wrappers.ClipAction(env)
-    env = wrappers.RescaleAction(env, -1, 1)  # clipped below: wrappers.ClipAction would remove the bounds
+    env = wrappers.RescaleAction(env, -1, 1)  # clipped on the next line: wrappers.ClipAction would remove the bounds
     return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
 
 
@@ -485,7 +486,7 @@ def make_envs(args):
 
 
 class Run:
-    """Folder, counters, checkpoints, metrics and evaluation of one run. Of torchrun's workers, only 0 writes."""
+    """Folder, counters, checkpoints, metrics and evaluation of one run. Under torchrun, only worker 0 writes."""
 
     def __init__(self, args, **parts):
         """parts: agent, optimizer and all else that a checkpoint must hold."""
@@ -514,7 +515,7 @@ class Run:
             try:
                 part.load_state_dict(saved[name])
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"--resume {self.args.resume}: its {name} has other shapes than the flags") from error
+                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
         self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
@@ -526,7 +527,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # later rows will be written again
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
         self.metrics.seek(0, os.SEEK_END)
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
@@ -553,12 +554,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset. Returns the observations to act on."""
+        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random states and environments are not saved. Reset them, so that a resumed run continues exactly as this one.
+        # Random and environment states are not saved. Reset them, so that a resumed run continues exactly like this one.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -648,14 +649,14 @@ def all_mean(x):
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns their norm before."""
+    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns the unclipped norm."""
     optimizer.zero_grad()
     loss.backward()
     grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
     grad = all_mean(nn.utils.parameters_to_vector(grads))
     norm = grad.norm()
     grad *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-    nn.utils.vector_to_parameters(grad, grads)  # write it back
+    nn.utils.vector_to_parameters(grad, grads)  # replaces the gradients
     optimizer.step()
     return norm
 
