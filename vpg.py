@@ -170,8 +170,7 @@ def train(args):
     envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
-    penalty, obs = nn.Module(), None
-    penalty.beta = nn.Buffer(torch.tensor(1.0))  # in a module, so that checkpoints hold it
+    obs = None
 
     with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
