@@ -539,9 +539,15 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {"format": CHECKPOINT, "args": vars(self.args), "step": self.step, "seconds": self.seconds}
-            saved |= {"recent": list(self.recent), "metrics_size": self.metrics.tell()}
-            saved |= {name: part.state_dict() for name, part in self.parts.items()}
+            saved = {name: part.state_dict() for name, part in self.parts.items()}
+            saved |= {
+                "format": CHECKPOINT,
+                "args": vars(self.args),
+                "step": self.step,
+                "seconds": self.seconds,
+                "recent": list(self.recent),
+                "metrics_size": self.metrics.tell(),
+            }
             torch.save(saved, f"{self.checkpoint}.new")
             os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
@@ -556,8 +562,14 @@ class Run:
         self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
 
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
-        row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
-        row |= {"steps_per_second": self.step / self.seconds, "seconds": self.seconds, **metrics}
+        row = {
+            "global_step": self.step,
+            "episodic_return": ret,
+            "episodic_length": length,
+            "steps_per_second": self.step / self.seconds,
+            "seconds": self.seconds,
+            **metrics,
+        }
         numbers = {name: number for name, number in row.items() if number is not None}
         for name, number in numbers.items():
             if not math.isfinite(number):
@@ -585,9 +597,14 @@ class Run:
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
         returns = evaluate(self.agent, self.eval_env, self.args.eval_episodes, self.args.seed)
-        result = {"mean": np.mean(returns), "std": np.std(returns)}
-        result |= {"episodes": len(returns), "returns": returns}
-        result |= {"global_step": self.step, "seconds": self.seconds}
+        result = {
+            "mean": np.mean(returns),
+            "std": np.std(returns),
+            "episodes": len(returns),
+            "returns": returns,
+            "global_step": self.step,
+            "seconds": self.seconds,
+        }
         (self.folder / "eval.json").write_text(json.dumps(result, indent=2))
         if self.wandb:
             self.wandb.summary["eval"] = result
