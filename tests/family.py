@@ -22,7 +22,7 @@ MAY_DIFFER = {
     "Args": "a script's own flags come first; the shared ones are compared one by one",
     "CHECKPOINT": "names the script",
     "LIMITS": "lists the script's own flags too",
-    "ADV_STD_FLOOR": "vpg.py adds it to psi, which is not always an advantage",
+    "ADV_STD_EPS": "vpg.py adds it to psi, which is not always an advantage",
     "check_batch": "the sizes that must fit each other are the script's own flags",
     "Batch": "what update() needs",
     "update": "the algorithm: how a batch improves the agent",

@@ -36,20 +36,20 @@ def refusal(capsys, monkeypatch, *flags, name="ppo"):
             "--env-id ProbeGraphObservations-v0",
             "supported are Box, Discrete, MultiDiscrete actions and observations that can be flattened",
         ),
-        ("--num-envs 0", "--num-envs 0: must be between 1 and inf"),
-        ("--num-steps -1", "--num-steps -1: must be between 1 and inf"),
-        ("--total-timesteps 100", "--total-timesteps 100: a single rollout has 2048 steps"),
+        ("--num-envs 0", "--num-envs 0: must be at least 1"),
+        ("--num-steps -1", "--num-steps -1: must be at least 1"),
+        ("--total-timesteps 100", "--total-timesteps 100: must be at least one rollout, 2048 steps"),
         ("--num-minibatches 7", "--num-minibatches 7: cannot split 2048 steps into equal parts of 2 or more"),
         ("--num-minibatches 2048", "cannot split 2048 steps into equal parts of 2 or more"),
-        ("--update-epochs 0", "--update-epochs 0: must be between 1 and inf"),
-        ("--learning-rate -0.1", "--learning-rate -0.1: must be between 0 and inf"),
-        ("--learning-rate nan", "--learning-rate nan: must be between 0 and inf"),
+        ("--update-epochs 0", "--update-epochs 0: must be at least 1"),
+        ("--learning-rate -0.1", "--learning-rate -0.1: must be at least 0"),
+        ("--learning-rate nan", "--learning-rate nan: must be at least 0"),
         ("--gamma 1.5", "--gamma 1.5: must be between 0 and 1"),
         ("--gae-lambda -1", "--gae-lambda -1.0: must be between 0 and 1"),
-        ("--hidden-sizes 64 0", "--hidden-sizes (64, 0): must be between 1 and inf"),
-        ("--seed -1", "--seed -1: must be between 0 and inf"),
-        ("--eval-episodes 0", "--eval-episodes 0: must be between 1 and inf"),
-        ("--checkpoint-every 0", "--checkpoint-every 0: must be between 1 and inf"),
+        ("--hidden-sizes 64 0", "--hidden-sizes (64, 0): must be at least 1"),
+        ("--seed -1", "--seed -1: must be at least 0"),
+        ("--eval-episodes 0", "--eval-episodes 0: must be at least 1"),
+        ("--checkpoint-every 0", "--checkpoint-every 0: must be at least 1"),
         ("--device cuda:99", "--device cuda:99: "),
         ("--device toaster", "--device toaster: "),
         ("--render --capture-video", "--render: cannot be combined with --capture-video"),
@@ -73,8 +73,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, mon
             "--env-id ProbeBinaryActions-v0",
             "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions and ",
         ),
-        ("--num-steps 0", "--num-steps 0: must be between 1 and inf"),
-        ("--max-grad-norm -1", "--max-grad-norm -1.0: must be between 0 and inf"),
+        ("--num-steps 0", "--num-steps 0: must be at least 1"),
+        ("--max-grad-norm -1", "--max-grad-norm -1.0: must be at least 0"),
         ("--device toaster", "--device toaster: "),
         ("--resume nowhere.pt", "--resume nowhere.pt: not a checkpoint (FileNotFoundError)"),
     ],
@@ -89,18 +89,18 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
     ("name", "flags", "sentence"),
     [
         *(
-            (name, "--num-envs 1 --num-steps 1", "--num-steps 1: a rollout of --num-envs 1 needs")
+            (name, "--num-envs 1 --num-steps 1", "--num-steps 1: times --num-envs 1 must be at least 2")
             for name in FAMILY[:3]
         ),
-        *((name, "--total-timesteps 10", "--total-timesteps 10: a single rollout has") for name in FAMILY),
-        ("dqn", "--total-timesteps 10 --learning-starts 0", "--learning-starts 0: must be between 1 and inf"),
+        *((name, "--total-timesteps 10", "--total-timesteps 10: must be at least one rollout, ") for name in FAMILY),
+        ("dqn", "--total-timesteps 10 --learning-starts 0", "--learning-starts 0: must be at least 1"),
         ("vpg", "--form best", "--form"),
-        ("vpg", "--value-epochs 0", "--value-epochs 0: must be between 1 and inf"),
-        ("a2c", "--ent-coef -1", "--ent-coef -1.0: must be between 0 and inf"),
-        ("trpo", "--max-kl -1", "--max-kl -1.0: must be between 0 and inf"),
-        ("trpo", "--cg-iters 0", "--cg-iters 0: must be between 1 and inf"),
-        ("trpo", "--cg-damping nan", "--cg-damping nan: must be between 0 and inf"),
-        ("trpo", "--line-search-steps 0", "--line-search-steps 0: must be between 1 and inf"),
+        ("vpg", "--value-epochs 0", "--value-epochs 0: must be at least 1"),
+        ("a2c", "--ent-coef -1", "--ent-coef -1.0: must be at least 0"),
+        ("trpo", "--max-kl -1", "--max-kl -1.0: must be at least 0"),
+        ("trpo", "--cg-iters 0", "--cg-iters 0: must be at least 1"),
+        ("trpo", "--cg-damping nan", "--cg-damping nan: must be at least 0"),
+        ("trpo", "--line-search-steps 0", "--line-search-steps 0: must be at least 1"),
         ("trpo", "--line-search-shrink 1.5", "--line-search-shrink 1.5: must be between 0 and 1"),
         ("dqn", "--env-id Pendulum-v1", "supported are Discrete actions and observations that can be flattened"),
         (
@@ -111,20 +111,24 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
         (
             "dqn",
             "--buffer-size 63 --learning-starts 1",
-            "--buffer-size 63: smaller than a rollout, 64, or --learning-starts",
+            "--buffer-size 63: must hold at least one rollout (64)",
         ),
-        ("dqn", "--buffer-size 999", "--buffer-size 999: smaller than a rollout, 64, or --learning-starts"),
+        (
+            "dqn",
+            "--buffer-size 999",
+            "--buffer-size 999: must hold at least one rollout (64) and --learning-starts (1000)",
+        ),
         (
             "dqn",
             "--buffer-size 1000 --num-envs 3",
-            "--buffer-size 1000: smaller than a rollout, 24, or --learning-starts",
+            "--buffer-size 1000: must hold at least one rollout (24) and --learning-starts (1000)",
         ),
         ("dqn", "--total-timesteps 1000", "--learning-starts 1000: not reached within --total-timesteps"),  # 960 are
         ("dqn", "--buffer-size 1000000000000", "--buffer-size 1000000000000: needs "),
-        ("dqn", "--batch-size 0", "--batch-size 0: must be between 1 and inf"),
-        ("dqn", "--gradient-steps 0", "--gradient-steps 0: must be between 1 and inf"),
-        ("dqn", "--n-step 0", "--n-step 0: must be between 1 and inf"),
-        ("dqn", "--target-interval 0", "--target-interval 0: must be between 1 and inf"),
+        ("dqn", "--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("dqn", "--gradient-steps 0", "--gradient-steps 0: must be at least 1"),
+        ("dqn", "--n-step 0", "--n-step 0: must be at least 1"),
+        ("dqn", "--target-interval 0", "--target-interval 0: must be at least 1"),
         ("dqn", "--tau 1.5", "--tau 1.5: must be between 0 and 1"),
         ("dqn", "--epsilon-start 1.5", "--epsilon-start 1.5: must be between 0 and 1"),
         ("dqn", "--epsilon-end nan", "--epsilon-end nan: must be between 0 and 1"),
@@ -175,7 +179,7 @@ def test_checkpoints_that_do_not_fit_are_refused(capsys, monkeypatch, tmp_path, 
     assert "a checkpoint of a2c 1, not ppo 2" in refusal(capsys, monkeypatch, "--resume", "a2c.pt")
     flags = "--resume", finished / "checkpoint.pt", "--run-dir", "out"
     assert "the checkpoint is for CartPole-v1" in refusal(capsys, monkeypatch, *flags, "--env-id", "Acrobot-v1")
-    assert "its agent does not fit the other flags" in refusal(capsys, monkeypatch, *flags, "--hidden-sizes", 8)
+    assert "its agent does not fit the flags" in refusal(capsys, monkeypatch, *flags, "--hidden-sizes", 8)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -188,4 +192,4 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, monkeypatch, finis
 @pytest.mark.parametrize(("flag", "module"), [("--track", "wandb"), ("--capture-video", "moviepy")])
 def test_a_missing_extra_is_named(capsys, monkeypatch, flag, module):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert f"{flag}: pip install {module}" in refusal(capsys, monkeypatch, flag)
+    assert f"{flag}: needs {module}; pip install {module}" in refusal(capsys, monkeypatch, flag)
