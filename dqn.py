@@ -34,7 +34,6 @@ Shapes: T steps of N environments; G gradient steps, each on B transitions of up
 # ///
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -44,6 +43,7 @@ import time
 from collections import deque, namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -647,7 +647,7 @@ def check_limits(args):
         if isinstance(default, (str, bool)) or value is None:
             continue
         whole = isinstance(default, (int, tuple))
-        low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
+        low, high = LIMITS.get(name, (int(whole), math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
             limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
@@ -663,7 +663,7 @@ def setup(args):
     if args.render and args.capture_video:
         raise InputError("--render: cannot be combined with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
-        if getattr(args, flag) and not importlib.util.find_spec(module):
+        if getattr(args, flag) and not find_spec(module):
             raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""

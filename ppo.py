@@ -24,7 +24,6 @@ Shapes: T steps of N environments; B rows of a batch (B = T N) or of a minibatch
 # ///
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -33,6 +32,7 @@ import sys
 import time
 from collections import deque, namedtuple
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -361,7 +361,7 @@ class ActorCritic(nn.Module):
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # std 1.6: early exploration covers [-1, 1]
+            self.log_std = nn.Parameter(0.5 * torch.ones(outputs))  # std 1.6: early exploration covers [-1, 1]
         else:  # K components with up to M choices each; missing choices get probability 0
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
@@ -660,7 +660,7 @@ def check_limits(args):
         if isinstance(default, (str, bool)) or value is None:
             continue
         whole = isinstance(default, (int, tuple))
-        low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
+        low, high = LIMITS.get(name, (int(whole), math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
             limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
@@ -676,7 +676,7 @@ def setup(args):
     if args.render and args.capture_video:
         raise InputError("--render: cannot be combined with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
-        if getattr(args, flag) and not importlib.util.find_spec(module):
+        if getattr(args, flag) and not find_spec(module):
             raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
