@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import ppo
 from tests.helpers import FAMILY, SCRIPTS, command, run, train
 
 
@@ -192,5 +191,5 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, monkeypatch, finis
 
 @pytest.mark.parametrize(("flag", "module"), [("--track", "wandb"), ("--capture-video", "moviepy")])
 def test_a_missing_extra_is_named(capsys, monkeypatch, flag, module):
-    monkeypatch.setattr(ppo, "find_spec", lambda name: None)
+    monkeypatch.setattr("ppo.find_spec", lambda name: None)
     assert f"{flag}: needs {module}; pip install {module}" in refusal(capsys, monkeypatch, flag)
