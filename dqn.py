@@ -500,6 +500,8 @@ class Run:
             self.save()
         if exc_type is KeyboardInterrupt and RANK == 0:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
+        if WORKERS > 1:
+            torch.distributed.destroy_process_group()
         if exc_type is None:
             self.finish()
 
@@ -569,14 +571,12 @@ class Run:
             writer.writerow(row)
             self.metrics.flush()
             self.bar.set_postfix({"return": ret}, refresh=False)
-            self.bar.update(self.step - self.bar.n)
+            self.bar.update(steps)
         if self.wandb:
             self.wandb.log(numbers, step=self.step)
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
-        if WORKERS > 1:
-            torch.distributed.destroy_process_group()
         if RANK > 0:
             return
         self.bar.total = self.step  # the budget may end within a rollout
@@ -674,6 +674,9 @@ def setup(args):
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
     if WORKERS > 1 and not torch.distributed.is_initialized():
+        # Adam imports this module too. If it were first imported after the next line, its default arguments would hold
+        # the process group, whose threads would then outlive destroy_process_group and could abort Python's exit.
+        __import__("torch.distributed.nn")
         torch.distributed.init_process_group()
     return make_envs(args), device
 
