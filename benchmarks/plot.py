@@ -36,7 +36,7 @@ FOLD = "# From here on"  # starts the comment above what a script shares with it
 COLORS = {"vpg": "#e69f00", "a2c": "#56b4e9", "trpo": "#009e73", "ppo": "#d55e00", "dqn": "#0072b2"}
 OTHER_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 SCRIPTS = list(COLORS)
-GREY = "#999999"
+GRAY = "#999999"
 
 
 @dataclass
@@ -181,14 +181,14 @@ CARTPOLE_LABELS = {
 
 
 def picture_of_cartpole(rows, path):
-    """Return against seconds on a log axis: our scripts in color, Stable-Baselines3 in grey."""
+    """Return against seconds on a log axis: our scripts in color, Stable-Baselines3 in gray."""
     figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
     for name, (level, side) in CARTPOLE_LABELS.items():
         runs = curves(select(rows, script=name, env_id="CartPole-v1"), "seconds")
         if not runs:
             continue
         ours = name in COLORS
-        label, color = (f"{name}.py", COLORS[name]) if ours else (f"SB3 {name[4:]}", GREY)
+        label, color = (f"{name}.py", COLORS[name]) if ours else (f"SB3 {name[4:]}", GRAY)
         style = {"linewidth": 2.2, "zorder": 3} if ours else {"linewidth": 1.2, "zorder": 2}
         x, y = draw(axes, runs, label, color, band=ours, log=True, **style)
         last = x[np.flatnonzero(y < level)[-1]]  # after which the curve stays above the level
