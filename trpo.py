@@ -536,6 +536,10 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
+        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
+        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        if WORKERS > 1:
+            torch.distributed.init_process_group()
         return self
 
     def __exit__(self, exc_type, *_):
@@ -697,7 +701,7 @@ def check_limits(args):
 
 
 def setup(args):
-    """Check the flags, join torchrun's other workers, seed torch; returns envs and device. Raises InputError."""
+    """Check the flags, seed torch, make the environments; returns envs and device. Raises InputError."""
     check_limits(args)
     rollout = args.num_envs * args.num_steps * WORKERS
     if args.total_timesteps < rollout:
@@ -716,11 +720,6 @@ def setup(args):
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
-    if WORKERS > 1 and not torch.distributed.is_initialized():
-        # Adam imports this module too. If it were first imported after the next line, its default arguments would hold
-        # the process group, whose threads would then outlive destroy_process_group and could abort Python's exit.
-        __import__("torch.distributed.nn")
-        torch.distributed.init_process_group()
     return make_envs(args), device
 
 
