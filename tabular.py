@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -63,6 +64,7 @@ class Model:
     terminated: np.ndarray  # [S, A, K]
     start: np.ndarray  # distribution of the first state, [S]
     num_actions: np.ndarray  # [S]
+    reward_std: np.ndarray | None = None  # standard deviation of normal noise on the reward, [S]
     shape: tuple[int, int] | None = None  # rows and columns, if the states are the cells of a grid
     visited: np.ndarray | None = None  # states that an episode can visit, [S]
 
@@ -107,7 +109,7 @@ def make_model(P, start, shape=None):
             for k, outcome in enumerate(outcomes):
                 at = s, a, k
                 prob[at], next_state[at], reward[at], terminated[at] = outcome
-    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape)
+    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape=shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1) or not np.isclose(model.start.sum(), 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
@@ -253,12 +255,31 @@ class Agent:
     def learn(self, step):
         """Learn from one step."""
 
+    def table(self):
+        """Q, [N, S, A]."""
+        return self.q
+
+    def values(self, run, state):
+        """Q(s, .) in these states, [n, A]."""
+        return self.q[run, state]
+
     def greedy(self, run, state):
         """The action with the highest Q, [n]. Ties are broken at random."""
-        q = self.q[run, state]
+        q = self.values(run, state)
         ties = q == q.max(-1, keepdims=True)
         u = self.rng.random(q.shape, np.float32)
         return np.where(ties, u, np.inf).argmin(-1)
+
+
+@dataclass
+class Greedy(Agent):
+    """The greedy policy of a given table."""
+
+    given: np.ndarray  # [N, S, A]
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self.q = self.given
 
 
 @dataclass
@@ -293,7 +314,7 @@ class Learner(Agent):
     """
 
     alpha: float | None = None  # step size; None: n^-power, at the n-th update of Q(s, a)
-    power: float = 0.6
+    power: float = 0.5
     epsilon: float = 0.1
     explore: float = 0.5
     initial: float = 0.0  # Q at first
@@ -320,20 +341,19 @@ class Learner(Agent):
 
     def learn(self, step):
         next_value = ~step.terminated * self.next_value(step)  # 0 if terminal; after a truncation it counts
-        self.update(step.run, step.state, step.action, step.reward + self.gamma * next_value)
+        self.update((step.run, step.state, step.action), step.reward + self.gamma * next_value)
 
     def next_value(self, step):
         """Estimated value of the next state, [n]."""
         raise NotImplementedError
 
-    def update(self, run, state, action, target):
-        """Move Q(s, a) a step towards the target, [n] each."""
-        at = run, state, action
+    def update(self, at, target):
+        """Move Q(s, a) a step towards the target, [n]. at: run, state, action."""
         self.count(at)
         self.q[at] += self.step_size[at] * (target - self.q[at])
 
     def count(self, at):
-        """Count one more update of Q(s, a), at = run, state, action; if alpha is None its step size falls."""
+        """Count one more update of Q(s, a); if alpha is None, the step size falls."""
         if self.alpha is None:
             self.updates[at] += 1
             self.step_size[at] = self.updates[at] ** -self.power
@@ -364,18 +384,19 @@ class DoubleQLearning(Learner):
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.tables = np.stack([self.q, self.q])  # [2, N, S, A]; self.q is their mean
+        self.q, self.updates, self.step_size = (np.stack([x, x]) for x in (self.q, self.updates, self.step_size))
+
+    def table(self):
+        return self.q.mean(0)
+
+    def values(self, run, state):
+        return self.q[:, run, state].mean(0)
 
     def learn(self, step):
-        table = self.rng.integers(2, size=len(step.run))  # the table to update
-        at = step.run, step.state, step.action
-        here, there = (table, *at), (1 - table, *at)
-        best = self.tables[table, step.run, step.next_state].argmax(-1)
-        next_value = ~step.terminated * self.tables[1 - table, step.run, step.next_state, best]
-        self.q[at] = self.tables[here]
-        self.update(*at, step.reward + self.gamma * next_value)
-        self.tables[here] = self.q[at]
-        self.q[at] = (self.tables[here] + self.tables[there]) / 2
+        one = self.rng.integers(2, size=len(step.run))  # the table to update
+        best = self.q[one, step.run, step.next_state].argmax(-1)
+        next_value = ~step.terminated * self.q[1 - one, step.run, step.next_state, best]
+        self.update((one, step.run, step.state, step.action), step.reward + self.gamma * next_value)
 
 
 @dataclass
@@ -474,7 +495,7 @@ class NStepSarsa(Sarsa):
         tau = self.time[run] - self.n
         rewards = self.rewards[run[:, None], tau[:, None] + np.arange(self.n)]
         target = rewards @ self.gamma ** np.arange(self.n) + self.gamma**self.n * next_value
-        self.update(run, self.states[run, tau], self.actions[run, tau], target)
+        self.update((run, self.states[run, tau], self.actions[run, tau]), target)
 
     def update_rest(self, run, next_value):
         """Update the estimates that are left at the end of the episode, in the order of the steps."""
@@ -488,7 +509,7 @@ class NStepSarsa(Sarsa):
         run, time, ret = run[row], time[row, column], ret[row, column]
         pair = run, self.states[run, time], self.actions[run, time]
         for visit in self.visits(np.ravel_multi_index(pair, self.q.shape)):
-            self.update(*(index[visit] for index in pair), ret[visit])
+            self.update(tuple(index[visit] for index in pair), ret[visit])
 
     def visits(self, pair):
         """Where each pair occurs for the first time, then for the second time, ...; no two of one visit depend on each
@@ -639,6 +660,7 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, bar=None):
     log, policies = [], []
 
     for t in count(1):
+        agent.progress = t / steps if steps else 1.0
         action = agent.act(run, state)
         next_state, reward, terminated, truncated = world.step(run, action)
         ended = terminated | truncated
@@ -657,9 +679,8 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, bar=None):
         if bar is not None:
             bar.update()
         if steps:
-            agent.progress = t / steps
             if t * 20 // steps > len(policies):
-                policies.append(agent.q.argmax(-1))
+                policies.append(agent.table().argmax(-1))
             if t == steps:
                 break
         else:
@@ -700,13 +721,412 @@ class Simulator:
 
     def step(self, run, action):
         """Next state, reward, terminated, truncated, [n] each."""
-        at = self.state[run], action
-        outcome = (self.random(run)[:, None] >= self.cdf[at]).sum(-1)
-        at = (*at, outcome)
-        next_state = self.model.next_state[at]
+        model, state = self.model, self.state[run]
+        u = self.random(run)
+        outcome = (u[:, None] >= self.cdf[state, action]).sum(-1)  # inverse CDF
+        at = state, action, outcome
+        next_state, reward = model.next_state[at], model.reward[at]
+        if model.reward_std is not None:
+            reward = reward + model.reward_std[state] * self.rng.standard_normal(len(run))
         self.state[run] = next_state
         self.time[run] += 1
-        return next_state, self.model.reward[at], self.model.terminated[at], self.time[run] >= self.limit
+        return next_state, reward, model.terminated[at], self.time[run] >= self.limit
+
+
+class Environments:
+    """N environments of Gymnasium with numbered observations and actions, for those without a model."""
+
+    model = None
+
+    def __init__(self, envs, number):
+        self.envs, self.num_runs, self.number = envs, len(envs), number
+        self.actions = Numbers(envs[0].action_space).elements()
+        self.legal = np.ones((math.prod(number.sizes), len(self.actions)), bool)
+        self.num_actions = self.legal.sum(-1)
+
+    def reset(self, seed=None):
+        seeds = np.random.SeedSequence(seed).generate_state(self.num_runs).tolist()
+        for env, env_seed in zip(self.envs, seeds):
+            env.reset(seed=env_seed)
+
+    def start(self, run):
+        return self.number([self.envs[i].reset()[0] for i in run])
+
+    def step(self, run, action):
+        steps = [self.envs[i].step(self.actions[a]) for i, a in zip(run, action)]
+        obs, reward, terminated, truncated, _ = zip(*steps)
+        return self.number(obs), np.array(reward, float), np.array(terminated), np.array(truncated)
+
+
+class Numbers:
+    """Numbers the elements of a finite space from 0, or of a Box cut into bins. Raises InputError for other spaces."""
+
+    def __init__(self, space, bins=(), low=(), high=()):
+        self.space = space
+        if isinstance(space, spaces.Box):
+            self.sizes, self.low = np.array(bins), np.array(low)
+            self.width = (np.array(high) - low) / bins
+        else:
+            self.sizes, self.low = finite_parts(space)
+            self.width = 1
+
+    def __call__(self, elements):
+        """Their numbers, [n]."""
+        parts = np.array([np.hstack(element) for element in elements])
+        parts = np.floor((parts - self.low) / self.width)
+        parts = parts.clip(0, self.sizes - 1).astype(int)  # beyond the ends: the first or the last bin
+        return np.ravel_multi_index(parts.T, self.sizes)
+
+    def elements(self):
+        """All elements of the space, in the order of their numbers."""
+        parts = np.stack(np.unravel_index(np.arange(math.prod(self.sizes)), self.sizes), -1) + self.low
+        if isinstance(self.space, spaces.Discrete):
+            return parts[:, 0].tolist()
+        return list(parts.reshape(-1, *self.space.shape).astype(self.space.dtype))
+
+
+def finite_parts(space):
+    """Sizes and lowest numbers of the parts of a space of integers. Raises InputError."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n]), np.array([space.start])
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ravel(), space.start.ravel()
+    if isinstance(space, spaces.Tuple):
+        return tuple(map(np.concatenate, zip(*map(finite_parts, space))))
+    raise InputError(f"{space}: supported are Discrete, MultiDiscrete and Tuple, and Box observations with --bins")
+
+
+def random_walk(num_states, left_reward):
+    """Random walk (Example 6.2, 7.1): from the center, to the left or to the right, until one end is passed.
+
+    The reward is 1 at the right end and left_reward at the left end.
+    """
+    P = {}
+    for s in range(num_states):
+        left = (0.5, max(s - 1, 0), left_reward * (s == 0), s == 0)
+        right = (0.5, min(s + 1, num_states - 1), float(s == num_states - 1), s == num_states - 1)
+        P[s] = {0: [left, right]}
+    return make_model(P, start=np.eye(num_states)[num_states // 2])
+
+
+def maximization_bias():
+    """Example 6.7. In A, action 0 (left) leads to B and action 1 ends the episode, both with reward 0.
+
+    In B, each of 10 actions ends it, with a reward from N(-0.1, 1).
+    """
+    P = {0: {0: [(1, 1, 0, False)], 1: [(1, 0, 0, True)]}, 1: {a: [(1, 1, -0.1, True)] for a in range(10)}}
+    return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
+
+
+MAZE = """
+.......#G
+..#....#.
+S.#....#.
+..#......
+.....#...
+.........
+"""
+
+
+def maze(text=MAZE):
+    """Dyna maze (Example 8.1): up, right, down, left; walls # block a move; reward 1 at the goal G, the end."""
+    rows = text.split()
+    shape = len(rows), len(rows[0])
+    cells = "".join(rows)
+    P = {s: {} for s in range(len(cells))}
+    for s in P:
+        row, column = divmod(s, shape[1])
+        for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
+            to = (row + down, column + right)
+            inside = 0 <= to[0] < shape[0] and 0 <= to[1] < shape[1]
+            next_s = to[0] * shape[1] + to[1] if inside else s
+            if cells[next_s] == "#":
+                next_s = s
+            goal = cells[next_s] == "G"
+            P[s][a] = [(1, next_s, float(goal), goal)]
+    return make_model(P, np.array([cell == "S" for cell in cells], float), shape)
+
+
+def make_world(args):
+    """N runs of args.env_id: a Simulator if it has a model, otherwise Environments. Raises InputError."""
+    env = make_env(args, args.max_episode_steps)
+    limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
+    if args.model and hasattr(env.unwrapped, "P") and hasattr(env.unwrapped, "initial_state_distrib"):
+        return Simulator(gymnasium_model(env), args.runs, limit)
+    number = Numbers(env.observation_space, *box_bins(env.observation_space, args))
+    world = Environments([make_env(args, limit) for _ in range(args.runs)], number)
+    if args.runs * world.legal.size > 50_000_000:
+        raise InputError(f"--bins, --runs: {args.runs} tables of {world.legal.size} numbers are too large")
+    return world
+
+
+def make_env(args, max_episode_steps=None):
+    try:
+        return gym.make(args.env_id, max_episode_steps=max_episode_steps, **json.loads(args.env_kwargs))
+    except json.JSONDecodeError as error:
+        raise InputError(f"--env-kwargs {args.env_kwargs}: is not JSON") from error
+    except (gym.error.Error, ImportError, TypeError, ValueError, KeyError) as error:
+        raise InputError(f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {error}") from error
+
+
+def box_bins(space, args):
+    """--bins, --low and --high, one number per dimension of a Box [D]. Raises InputError."""
+    flags = args.bins, args.low, args.high
+    if not isinstance(space, spaces.Box):
+        if any(flags):
+            raise InputError(f"--bins, --low, --high: are for Box observations, not for {space}")
+        return flags
+    if len(space.shape) != 1 or any(len(flag) != space.shape[0] for flag in flags):
+        raise InputError(f"--bins, --low, --high: each needs one number per dimension of {space}")
+    for bins, low, high in zip(*flags):
+        check("--bins", bins, 1)
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"--low {low} --high {high}: must be finite, and low below high")
+    return flags
+
+
+def gymnasium_model(env):
+    """Model from the environment's P. Raises InputError if the environment does not behave as P says."""
+    raw = env.unwrapped
+    rows, columns = getattr(raw, "shape", None) or (getattr(raw, "nrow", 0), getattr(raw, "ncol", 0))
+    shape = (rows, columns) if rows * columns == len(raw.P) else None
+    model = make_model(raw.P, raw.initial_state_distrib, shape)
+    rng = np.random.default_rng(0)
+    state, _ = env.reset(seed=0)
+    for _ in range(10_000):
+        action = int(rng.integers(len(raw.P[state])))
+        next_state, reward, terminated, truncated, _ = env.step(action)
+        at = state, action
+        same = (model.next_state[at] == next_state) & (model.terminated[at] == terminated) & (model.prob[at] > 0)
+        if not (same & np.isclose(model.reward[at], reward)).any():
+            raise InputError(f"{env.spec.id}: step() does not follow P; with --no-model P is not used")
+        state = env.reset()[0] if terminated or truncated else next_state
+    return model
+
+
+class Figure(NamedTuple):
+    """An experiment of the book. All learners have a constant epsilon of 0.1."""
+
+    title: str
+    model: Callable
+    agents: tuple[str, ...]
+    runs: int
+    episodes: int
+    measure: str  # of an episode: its return, its steps, left (% of episodes that took it), or the error of the values
+    windows: dict  # name: which episodes the table averages
+    gamma: float = 1.0
+    alphas: tuple[float, ...] = ()  # if given, each agent is run with each of them, and the x-axis is alpha
+    limits: tuple[float, float] | None = None  # of the y-axis
+
+
+def cliff():
+    return gymnasium_model(gym.make("CliffWalking-v1"))
+
+
+TENTHS = tuple(i / 10 for i in range(1, 11))
+FINE = (0.025, 0.05, 0.075, 0.15, *TENTHS)
+FIGURES = {
+    "6.2": Figure(
+        "Figure 6.2 (batch) and Example 6.2: random walk of 5 states",
+        lambda: random_walk(5, 0.0),
+        (
+            "batch-td:initial=0.5",
+            "monte-carlo:power=1,initial=0.5",
+            *(f"td:alpha={alpha},initial=0.5" for alpha in (0.05, 0.1, 0.15)),
+            *(f"monte-carlo:alpha={alpha},initial=0.5" for alpha in (0.01, 0.02, 0.03, 0.04)),
+        ),
+        runs=100,
+        episodes=100,
+        measure="error",
+        windows={"episode 100": slice(99, 100)},
+        limits=(0, 0.25),
+    ),
+    "6.3": Figure(
+        "Figure 6.3: cliff walking, interim (episodes 1 to 100) and asymptotic (episodes 401 to 500)",
+        cliff,
+        ("expected-sarsa", "sarsa", "q-learning"),
+        runs=50,
+        episodes=500,
+        measure="return",
+        windows={"interim": slice(0, 100), "asymptotic": slice(400, 500)},
+        alphas=TENTHS,
+        limits=(-160, 0),
+    ),
+    "6.5": Figure(
+        "Figure 6.5: maximization bias",
+        maximization_bias,
+        ("q-learning:alpha=0.1", "double-q-learning:alpha=0.1"),
+        runs=10_000,
+        episodes=300,
+        measure="left",
+        windows={"episodes 1-100": slice(0, 100), "251-300": slice(250, 300)},
+        limits=(0, 100),
+    ),
+    "6.6": Figure(
+        "Example 6.6: cliff walking",
+        cliff,
+        ("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
+        runs=1_000,
+        episodes=500,
+        measure="return",
+        windows={"first 100": slice(0, 100), "last 100": slice(400, 500)},
+        limits=(-100, 0),
+    ),
+    "7.2": Figure(
+        "Figure 7.2: n-step TD on a random walk of 19 states",
+        lambda: random_walk(19, -1.0),
+        tuple(f"n-step-sarsa:n={2**i}" for i in range(10)),
+        runs=100,
+        episodes=10,
+        measure="error",
+        windows={"episodes 1-10": slice(0, 10)},
+        alphas=(0.0, *sorted(FINE)),
+        limits=(0.25, 0.55),
+    ),
+    "8.2": Figure(
+        "Figure 8.2: Dyna-Q in a maze",
+        maze,
+        tuple(f"dyna-q:planning={n},alpha=0.1" for n in (0, 5, 50)),
+        runs=30,
+        episodes=50,
+        measure="steps",
+        windows={f"episode {k}": slice(k - 1, k) for k in (2, 5, 25)},
+        gamma=0.95,
+        limits=(14, 800),
+    ),
+    "12.6": Figure(
+        "Figure 12.6: TD(lambda) on a random walk of 19 states",
+        lambda: random_walk(19, -1.0),
+        tuple(f"sarsa-lambda:lam={lam},replacing=false" for lam in (0, 0.4, 0.8, 0.9, 0.95, 0.975, 0.99, 1)),
+        runs=100,
+        episodes=10,
+        measure="error",
+        windows={"episodes 1-10": slice(0, 10)},
+        alphas=(0.0, *sorted(FINE)),
+        limits=(0.25, 0.55),
+    ),
+}
+
+
+class Result(NamedTuple):
+    """What one agent did: the x-axis [T], and for each curve its mean and standard error over runs, [T] each."""
+
+    x: np.ndarray
+    curves: dict
+    row: dict  # of the table; for each column its mean and standard error
+    q: np.ndarray  # [N, S, A]
+
+
+def train(args):
+    """Compare the agents and write the results. Returns the table's rows and the folder. Raises InputError."""
+    args = apply_figure(args)
+    check_args(args)
+    folder = results_folder(args)
+    with tqdm(unit="step", unit_scale=True, disable=None) as bar:
+        world, results = run_figure(args, bar) if args.figure else run_agents(args, bar)
+    save(folder, args, world, results)
+    if args.track:
+        log_to_wandb(folder, args, results)
+    return results, folder
+
+
+def run_agents(args, bar):
+    """Let each agent learn in args.env_id for args.steps steps."""
+    world = make_world(args)
+    names = args.agents or (WITH_MODEL if world.model else ()) + CONTROL
+    agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in names}
+    results = {}
+    for text, agent in agents.items():
+        bar.set_description(text)
+        episodes, policies = play(agent, world, args.seed, steps=args.steps, bar=bar)
+        results[text] = summarize(args, world, agent, episodes, policies)
+    return world, results
+
+
+def run_figure(args, bar):
+    """Let each agent of the figure learn for the figure's number of episodes."""
+    figure = FIGURES[args.figure]
+    alphas = figure.alphas or (None,)
+    world = Simulator(figure.model(), args.runs * len(alphas), copies=len(alphas))
+    error = error_of_values(world.model, figure.gamma) if figure.measure == "error" else None
+    results = {}
+    for text in figure.agents:
+        agent = make_agent(text, world=world, gamma=figure.gamma)
+        if figure.alphas:
+            agent.alpha = np.repeat(alphas, args.runs)  # [N], one for each run
+        bar.set_description(text)
+        with np.errstate(over="ignore", invalid="ignore"):  # TD(lambda) may diverge
+            episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error, bar=bar)
+            results[text] = summarize_figure(figure, alphas, agent, episodes)
+    return world, results
+
+
+def error_of_values(model, gamma):
+    """Root mean square error over the states, of the values of a Markov reward process."""
+    true = evaluate(model, np.ones((len(model.start), 1)), gamma)
+    return lambda agent, run: np.sqrt(((agent.q[run, :, 0] - true) ** 2).mean(-1))
+
+
+def summarize_figure(figure, alphas, agent, episodes):
+    measures = {
+        "return": episodes.ret,
+        "steps": episodes.length,
+        "left": 100 * (episodes.length == 2),  # Example 6.7: only from B is there a second step
+        "error": episodes.error,
+    }
+    x = np.zeros((figure.episodes, agent.world.num_runs))
+    wanted = episodes.number < figure.episodes
+    x[episodes.number[wanted], episodes.run[wanted]] = measures[figure.measure][wanted]
+    x = x.reshape(figure.episodes, len(alphas), -1)  # [E, alphas, runs]
+    windows = {name: mean_and_error(x[window].mean(0)) for name, window in figure.windows.items()}
+    if not figure.alphas:
+        row = {name: (mean[0], error[0]) for name, (mean, error) in windows.items()}
+        return Result(np.arange(1, figure.episodes + 1), {figure.measure: mean_and_error(x[:, 0])}, row, agent.table())
+    row = {}
+    for name, (mean, error) in windows.items():
+        best = np.nanargmin(mean) if figure.measure == "error" else np.nanargmax(mean)
+        row |= {name: (mean[best], error[best]), f"alpha ({name})": (alphas[best], 0.0)}
+    return Result(np.array(alphas), windows, row, agent.table())
+
+
+def summarize(args, world, agent, episodes, policies):
+    """Returns while learning, and the expected return of the greedy policy without exploration."""
+    ends = np.linspace(0, args.steps, len(policies) + 1)
+    ret = np.full((len(policies), args.runs), np.nan)
+    last = np.full(args.runs, np.nan)
+    for i in range(args.runs):
+        mine = episodes.run == i
+        own, end = episodes.ret[mine], episodes.end[mine]
+        for k in range(len(policies)):
+            inside = own[(end > ends[k]) & (end <= ends[k + 1])]
+            if len(inside):
+                ret[k, i] = inside.mean()
+        if len(own):
+            last[i] = own[-100:].mean()
+    row = {"return": mean_and_error(last)}
+    curves = {"return": mean_and_error(ret)}
+    if world.model:
+        values = np.array([expected_return(world.model, policy, world.limit) for policy in policies])  # [20, N]
+        best = best_return(world.model, world.limit)
+        curves["greedy"] = mean_and_error(values)
+        row |= {"greedy": mean_and_error(values[-1]), "optimum": (best, 0.0), "gap": mean_and_error(best - values[-1])}
+    else:
+        row["greedy"] = mean_and_error(play_greedily(agent, world, args.seed))
+    return Result(ends[1:], curves, row, agent.table())
+
+
+def play_greedily(agent, world, seed, episodes=10):
+    """Average return of the greedy policy over some episodes, [N]."""
+    log, _ = play(Greedy(world, agent.gamma, agent.table()), world, seed, episodes=episodes)
+    return np.bincount(log.run, log.ret * (log.number < episodes)) / episodes
+
+
+def mean_and_error(x):
+    """Mean over runs and its standard error (nan for a single run): [..., N] -> [...] each."""
+    mean, runs = x.mean(-1), x.shape[-1]
+    if runs == 1:
+        return mean, np.full_like(mean, np.nan)
+    return mean, x.std(-1, ddof=1) / runs**0.5
 
 
 class InputError(ValueError):
@@ -718,3 +1138,204 @@ def check(name, number, low, high=math.inf):
     if not low <= number <= high:
         accepted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise InputError(f"{name} {number}: must be {accepted}")
+
+
+def apply_figure(args):
+    """Args with the settings of --figure, and with the default of --runs. Raises InputError."""
+    if args.figure is None:
+        return replace(args, runs=20 if args.runs is None else args.runs)
+    own = {"figure", "runs", "seed", "run_dir", "track", "wandb_project_name", "wandb_entity"}
+    for field in fields(Args):
+        if field.name not in own and getattr(args, field.name) != field.default:
+            raise InputError(f"--figure {args.figure}: cannot be combined with --{field.name.replace('_', '-')}")
+    figure = FIGURES[args.figure]
+    runs = figure.runs if args.runs is None else args.runs
+    return replace(args, runs=runs, agents=figure.agents, gamma=figure.gamma)
+
+
+def check_args(args):
+    """Raises InputError if a flag is invalid. make_world checks the environment, make_agent the agents."""
+    check("--runs", args.runs, 1)
+    check("--steps", args.steps, 20)
+    check("--gamma", args.gamma, 0, 1)
+    check("--max-episode-steps", args.max_episode_steps or 1, 1)
+    check("--seed", args.seed, 0)
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise InputError("--track: needs wandb (pip install wandb)")
+
+
+def results_folder(args):
+    """Path of the folder for the results. Raises InputError if it is a file or already holds results."""
+    folder = Path(args.run_dir or f"runs/{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
+    if (folder / "table.csv").exists():
+        raise InputError(f"--run-dir {folder}: already holds results; choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--run-dir {folder}: is a file; choose a folder")
+    return folder
+
+
+def make_agent(text, **common):
+    """Agent from its name and parameters, such as "ucb:c=1,step_size=0.1". Raises InputError.
+
+    common: values for the fields of the base class Agent.
+    """
+    name, _, rest = text.partition(":")
+    if name not in AGENTS:
+        raise InputError(f"--agents {text}: the agents are {', '.join(AGENTS)}")
+    own_fields = fields(AGENTS[name])[len(fields(Agent)) :]
+    defaults = {field.name: field.default for field in own_fields}
+    try:
+        given = dict(pair.split("=") for pair in rest.split(",") if rest)
+        parameters = {key: parse(value, defaults[key]) for key, value in given.items()}
+        return AGENTS[name](**common, **parameters)
+    except InputError as error:
+        raise InputError(f"--agents {text}: {error}") from error
+    except (ValueError, KeyError, OverflowError) as error:
+        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
+        raise InputError(f"--agents {text}: parameters and defaults of {name}: {known or 'none'}") from error
+
+
+def parse(text, default):
+    """Value of a parameter, given as JSON text. Raises ValueError if it is not finite or not of the default's type.
+
+    A parameter whose default is null can be null or a number.
+    """
+    value = json.loads(text)
+    if value is None and default is None:
+        return None
+    types = [type(default)] if isinstance(default, int) else [int, float]  # bool is a subclass of int
+    if type(value) not in types or not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def save(folder, args, world, results):
+    """Write args.json, curves.csv, values.csv, figure.png and table.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    rows = []
+    for text, result in results.items():
+        columns = [column for curve in result.curves.values() for column in curve]
+        rows += [(text, *numbers) for numbers in zip(result.x, *columns)]
+    write(folder / "curves.csv", ["agent", x_label(args), *with_errors(result.curves)], rows)
+    write(folder / "values.csv", ["agent", "state", "action", "value"], value_rows(results))
+    plot(folder / "figure.png", args, world, results)
+    rows = [(text, *(number for pair in result.row.values() for number in pair)) for text, result in results.items()]
+    write(folder / "table.csv", ["agent", *with_errors(result.row)], rows)  # written last: it marks a finished run
+
+
+def x_label(args):
+    return "step" if not args.figure else "alpha" if FIGURES[args.figure].alphas else "episode"
+
+
+def with_errors(names):
+    return [column for name in names for column in (name, f"{name}_error")]
+
+
+def value_rows(results):
+    for text, result in results.items():
+        for state, q in enumerate(result.q[0]):
+            yield text, state, q.argmax(), q.max()
+
+
+def write(path, heading, rows):
+    """Write a CSV file."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(heading)
+        writer.writerows(rows)
+
+
+def plot(path, args, world, results):
+    """Write the figure: curves with standard errors; for a grid also each agent's values and greedy actions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first = next(iter(results.values()))
+    grid = world.model is not None and world.model.shape
+    rows = -(-len(results) // 5) if grid else 0
+    figure = plt.figure(figsize=(4 + 4 * len(first.curves), 4.5 + 2.2 * rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, 2.2 * rows)) if grid else (figure, None)
+    plot_curves(upper, args, results)
+    if grid:
+        axes = lower.subplots(rows, min(5, len(results)), squeeze=False).flat
+        for ax in axes:
+            ax.axis("off")
+        for ax, (text, result) in zip(axes, results.items()):
+            plot_grid(ax, world.model, result.q.mean(0))
+            ax.set_title(text, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_curves(figure, args, results):
+    setting = FIGURES.get(args.figure)
+    names = list(next(iter(results.values())).curves)
+    for name, ax in zip(names, figure.subplots(1, len(names), squeeze=False).flat):
+        for text, result in results.items():
+            mean, error = result.curves[name]
+            ax.plot(result.x, mean, label=text, linewidth=1)
+            ax.fill_between(result.x, mean - error, mean + error, alpha=0.3)
+        ax.set(xlabel=x_label(args), ylabel=name, ylim=setting and setting.limits)
+    ax.legend(fontsize=7, frameon=False)
+    figure.suptitle(setting.title if setting else args.env_id)
+
+
+def plot_grid(ax, model, q):
+    """Values as colors, and the greedy action of each cell as an arrow in the direction in which it moves."""
+    visited = model.visited.reshape(model.shape)
+    ax.imshow(np.where(visited, q.max(-1).reshape(model.shape), np.nan), cmap="viridis")
+    rows, columns = np.nonzero(visited)
+    down, right = directions(model)[q.argmax(-1)[model.visited]].T
+    ax.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid")
+
+
+def directions(model):
+    """Where each action moves on the grid on average, (rows, columns) [A, 2]; jumps to distant cells do not count."""
+    cell = np.stack(np.unravel_index(np.arange(len(model.start)), model.shape), -1)
+    move = cell[model.next_state] - cell[:, None, None]  # [S, A, K, 2]
+    step = np.abs(move).sum(-1, keepdims=True) == 1
+    mean = (model.prob[..., None] * move * step).sum((0, 2))
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True).clip(1e-9)
+
+
+def log_to_wandb(folder, args, results):
+    """Log the curves of each agent."""
+    import wandb
+
+    project = {"project": args.wandb_project_name, "entity": args.wandb_entity}
+    with wandb.init(**project, dir=folder, name=folder.name, config=asdict(args)) as run:
+        for t, x in enumerate(next(iter(results.values())).x):
+            row = {x_label(args): x}
+            for text, result in results.items():
+                row |= {f"{name}/{text}": mean[t] for name, (mean, _) in result.curves.items()}
+            run.log(row)
+
+
+def print_table(results):
+    """One line per agent, with mean and standard error of each column."""
+    width = max(map(len, results))
+    first = next(iter(results.values()))
+    print(" " * width, *(name.rjust(18) for name in first.row))
+    for text, result in results.items():
+        cells = (f"{mean:.3f}" + f" +- {error:.3f}" * (error != 0) for mean, error in result.row.values())
+        print(f"{text:{width}}", *(cell.rjust(18) for cell in cells))
+
+
+def main():
+    """The command line. Exit status 2 for invalid input, 130 for Ctrl-C."""
+    try:
+        results, folder = train(tyro.cli(Args, description=__doc__))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    print_table(results)
+    print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    main()
