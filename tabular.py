@@ -1,8 +1,31 @@
-"""Tabular reinforcement learning: dynamic programming, Monte Carlo and temporal-difference learning.
+"""Tabular reinforcement learning: dynamic programming, Monte Carlo and temporal differences, beside exact values.
 
-Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapters 3 to 8 and 12.
+Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapters 3 to 8 and section 12.7.
+Read it after bandit.py. dqn.py is q-learning with a network in place of the table.
 
-TODO docstring
+In state s an agent takes action a, receives reward r and comes to state s'. The return is the sum of the rewards to
+come, each discounted by gamma per step. v(s) is the expected return from s, and q(s, a) the expected return after a.
+
+- Does Bellman's equation hold for any policy? There are two. v(s) = E[r + gamma v(s')], a drawn from pi, holds for any
+  policy pi (Eq. 3.14) and is linear in v. v(s) = max_a E[r + gamma v(s')] holds for optimal policies only (Eq. 3.19).
+- Bootstrapping or sampling? A method bootstraps if its target contains an estimate, the value of the next state. It
+  samples if it uses one next state that occurred instead of the expectation over all of them, which needs a model.
+  Dynamic programming bootstraps and does not sample. Monte Carlo samples and does not bootstrap: no bias from wrong
+  estimates, but the variance of a whole episode. Temporal differences do both. n and lambda choose a degree between.
+- On-policy or off-policy? An on-policy method learns the values of the policy that acts, exploration included: sarsa,
+  expected-sarsa, monte-carlo, n-step-sarsa, sarsa-lambda. q-learning acts with the same policy but learns the values of
+  the greedy one. At the cliff (--figure 6.6) it therefore walks along the edge, and falls when it explores.
+- Why is there no target network? An update of Q(s, a) changes no other entry of a table, so the target does not follow
+  the estimate, and q-learning converges. An update of a network changes all values, also those in its own targets.
+- Why is truncation not termination? After a terminal state no reward can come, so its value is 0. At a time limit the
+  task could go on from s', so its estimated value belongs in the target. With 0 in its place, a state would seem worse
+  the later it is usually reached, although the table does not know the time.
+
+Prediction, the evaluation of a given policy, is control with a single action per state: model.under(policy) is such a
+process. With one action sarsa is TD(0), n-step-sarsa n-step TD, sarsa-lambda TD(lambda), and value iteration is
+iterative policy evaluation. There is no other code for v.
+
+All N runs of an agent step together. Shapes: S states, A actions, K outcomes of an action; n of the N runs.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -32,18 +55,18 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    figure: Literal["6.2", "6.3", "6.5", "6.6", "7.2", "8.2", "12.6"] | None = None  # reproduce this figure of the book
-    agents: tuple[str, ...] = ()  # to compare; each is name or name:parameter=value,...; default all
+    figure: Literal["6.2", "6.3", "6.5", "6.6", "7.2", "8.2"] | None = None  # of the book; 6.6 is Example 6.6
+    agents: tuple[str, ...] = ()  # to compare; each is name or name:parameter=value,parameter=value; default all
     env_id: str = "FrozenLake-v1"  # Gymnasium environment
     env_kwargs: str = "{}"  # its keyword arguments as JSON, for example '{"is_slippery": false}'
-    bins: tuple[int, ...] = ()  # for a Box observation: number of intervals per dimension
-    low: tuple[float, ...] = ()  # lower end of the intervals, per dimension
-    high: tuple[float, ...] = ()  # upper end of the intervals, per dimension
-    model: bool = True  # use the environment's table of probabilities P if it has one, to simulate and to plan
-    runs: int | None = None  # N, independent runs per agent; default 20, with --figure the figure's own
+    bins: tuple[int, ...] = ()  # for Box observations: number of intervals per dimension
+    low: tuple[float, ...] = ()  # lower end of the first interval, per dimension
+    high: tuple[float, ...] = ()  # upper end of the last interval, per dimension
+    model: bool = True  # plan and simulate with the environment's probabilities P, if it has them
+    runs: int | None = None  # N, runs per agent; default 20, with --figure the figure's own
     steps: int = 20_000  # environment steps per run
+    max_episode_steps: int | None = None  # time limit; default the environment's own, or 1000 if it has none
     gamma: float = 0.99  # discount factor
-    max_episode_steps: int | None = None  # time limit; default the environment's, or 1000 if it has none
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/tabular__<seed>__<time>
     track: bool = False  # also log to Weights & Biases
@@ -53,157 +76,142 @@ class Args:
 
 @dataclass
 class Model:
-    """p(s', r | s, a) of a Markov decision process with S states, A actions, and K outcomes of each action.
+    """p(s', r | s, a) of a Markov decision process. State s has the actions 0 to num_actions[s] - 1."""
 
-    Outcomes are padded to the same number K with probability 0. A(s) is {0, ..., num_actions[s] - 1}.
-    """
-
-    prob: np.ndarray  # [S, A, K]
+    prob: np.ndarray  # of each outcome, [S, A, K]; 0 for outcomes and actions that do not exist
     next_state: np.ndarray  # [S, A, K]
     reward: np.ndarray  # [S, A, K]
     terminated: np.ndarray  # [S, A, K]
     start: np.ndarray  # distribution of the first state, [S]
     num_actions: np.ndarray  # [S]
-    reward_std: np.ndarray | None = None  # standard deviation of normal noise on the reward, [S]
     shape: tuple[int, int] | None = None  # rows and columns, if the states are the cells of a grid
-    visited: np.ndarray | None = None  # states that an episode can visit, [S]
+    reward_std: np.ndarray | float = 0.0  # of normal noise on the rewards, [S]
+    visited: np.ndarray | None = None  # states in which an agent may have to act, [S]
 
     def __post_init__(self):
-        num_states, max_actions, _ = self.prob.shape
-        self.legal = np.arange(max_actions) < self.num_actions[:, None]  # [S, A]
-        # P lists outcomes of terminal states too, in CliffWalking and Taxi as if the episode went on. No value may
-        # flow back from there: only outcomes that do not terminate lead on.
+        S, A, _ = self.prob.shape
+        self.legal = np.arange(A) < self.num_actions[:, None]  # [S, A]
+        # P has outcomes for terminal states too; in CliffWalking and Taxi the episode seems to go on there. So a
+        # terminated outcome leads nowhere.
         self.onward = self.prob * ~self.terminated  # [S, A, K]
-        # P may list one next state twice, in FrozenLake at the border. Summing over outcomes counts both.
+        # P may list a next state twice, in FrozenLake at the edge. A sum over outcomes counts both.
         self.mean_reward = (self.prob * self.reward).sum(-1)  # r(s, a) (Eq. 3.5), [S, A]
-        # P may hold states that no episode visits, such as the cells of the cliff.
+        # P may have states that no episode visits, in CliffWalking the cliff. Their values do not matter.
         if self.visited is None:
-            state, action, k = np.nonzero(self.onward)
-            edges = np.zeros((num_states, num_states), bool)
-            edges[state, self.next_state[state, action, k]] = True
+            state, action, outcome = np.nonzero(self.onward)
+            edges = np.zeros((S, S), bool)
+            edges[state, self.next_state[state, action, outcome]] = True
             self.visited = reachable(edges, self.start > 0)
 
     def under(self, policy):
-        """The Markov reward process of a policy [S, A]: the same states, and a single action in each."""
-        num_states = len(self.start)
-        flat = (num_states, 1, -1)
+        """The process that results from a policy [S, A]: the same states, one action, A * K outcomes."""
+        one_action = (len(self.start), 1, -1)
         return replace(
             self,
-            prob=(policy[..., None] * self.prob).reshape(flat),
-            next_state=self.next_state.reshape(flat),
-            reward=self.reward.reshape(flat),
-            terminated=self.terminated.reshape(flat),
-            num_actions=np.ones(num_states, int),
+            prob=(policy[..., None] * self.prob).reshape(one_action),
+            next_state=self.next_state.reshape(one_action),
+            reward=self.reward.reshape(one_action),
+            terminated=self.terminated.reshape(one_action),
+            num_actions=np.ones_like(self.num_actions),
         )
 
 
 def make_model(P, start, shape=None):
-    """Model from Gymnasium's P[s][a] = [(probability, next state, reward, terminated), ...]. Raises InputError."""
+    """Model from P[s][a] = [(probability, next state, reward, terminated), ...], as in Gymnasium. Raises InputError."""
     num_actions = np.array([len(P[s]) for s in range(len(P))])
-    max_outcomes = max(len(outcomes) for actions in P.values() for outcomes in actions.values())
-    size = len(P), num_actions.max(), max_outcomes
-    prob, reward = np.zeros(size), np.zeros(size)
-    next_state, terminated = np.zeros(size, int), np.zeros(size, bool)
-    for s, actions in P.items():
-        for a, outcomes in actions.items():
-            for k, outcome in enumerate(outcomes):
-                at = s, a, k
-                prob[at], next_state[at], reward[at], terminated[at] = outcome
-    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape=shape)
-    if not np.allclose(prob.sum(-1)[model.legal], 1) or not np.isclose(model.start.sum(), 1):
+    outcomes = {(s, a, k): outcome for s in P for a in P[s] for k, outcome in enumerate(P[s][a])}
+    size = len(P), num_actions.max(), 1 + max(k for _, _, k in outcomes)
+    prob, next_state, reward, terminated = np.zeros(size), np.zeros(size, int), np.zeros(size), np.zeros(size, bool)
+    for at, outcome in outcomes.items():
+        prob[at], next_state[at], reward[at], terminated[at] = outcome
+    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape)
+    if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
 
 
 def reachable(edges, states):
-    """The states [S] that one gets to from the given ones [S] along edges [S, S], themselves included."""
+    """States that can be reached from the given ones, themselves included; edges [S, S], states [S] -> [S]."""
     while True:
-        more = states | (states @ edges)
+        more = states | states @ edges
         if (more == states).all():
             return states
         states = more
 
 
 def q_values(model, v, gamma):
-    """q(s, a) = E[r + gamma v(s')], [S] -> [S, A] (Eq. 4.6 for v of a policy, Eq. 4.1 for the optimal v)."""
+    """q(s, a) = E[r + gamma v(s')], the expectation in Bellman's equations, [S] -> [S, A] (Eq. 4.6)."""
     q = model.mean_reward + gamma * (model.onward * v[model.next_state]).sum(-1)
     return np.where(model.legal, q, -np.inf)
 
 
 def evaluate(model, policy, gamma):
-    """v of a policy [S, A], exactly: the linear system v = r + gamma T v (Eq. 3.14), [S]. Raises InputError."""
+    """v of a policy [S, A], the solution of the linear system v = r + gamma T v (Eq. 3.14), [S]. Raises InputError."""
     process = model.under(policy)
-    num_states = len(process.start)
-    T = np.zeros((num_states, num_states))  # probability of each next state, without termination
-    np.add.at(T, (np.arange(num_states)[:, None], process.next_state[:, 0]), process.onward[:, 0])
-    endless = np.zeros(num_states, bool)
-    if gamma == 1:  # a state from which the episode may never end has no value
+    S = len(process.start)
+    T = np.zeros((S, S))  # probability of each next state that is not terminal
+    np.add.at(T, (np.arange(S)[:, None], process.next_state[:, 0]), process.onward[:, 0])
+    if gamma == 1:  # the return is finite only if each episode ends
         can_end = reachable((T > 0).T, T.sum(1) < 1 - 1e-9)
-        endless = reachable((T > 0).T, ~can_end)
-        T[endless] = 0
-    if (endless & process.visited).any():
-        raise InputError("--gamma 1: the policy is improper, its episodes may never end; choose gamma below 1")
-    return np.linalg.solve(np.eye(num_states) - gamma * T, process.mean_reward[:, 0] * ~endless)
+        may_not_end = reachable((T > 0).T, ~can_end)
+        if (may_not_end & process.visited).any():
+            raise InputError("--gamma 1: some policy never ends its episode (it is improper); choose a smaller gamma")
+        T[may_not_end] = 0
+    return np.linalg.solve(np.eye(S) - gamma * T, process.mean_reward[:, 0])
 
 
 def value_iteration(model, gamma, tolerance=1e-10):
-    """Optimal v (Eq. 4.10), [S]; of model.under(policy) the policy's v: iterative policy evaluation (Eq. 4.5)."""
+    """Optimal v [S] (Eq. 4.10). Of model.under(policy), the policy's v: iterative policy evaluation (Eq. 4.5)."""
     v = np.zeros(len(model.start))
     for _ in range(100_000):
-        new_v = q_values(model, v, gamma).max(-1)
-        change = np.abs(new_v - v)[model.visited].max()
-        v = new_v
-        if change < tolerance:
+        old, v = v, q_values(model, v, gamma).max(-1)
+        if np.abs(v - old)[model.visited].max() < tolerance:
             return v
     raise InputError(f"--gamma {gamma}: value iteration does not converge; choose a smaller gamma")
 
 
-def greedy(q):
-    """The policy that takes the first of the best actions, [S, A] -> [S, A]."""
-    return np.eye(q.shape[-1])[q.argmax(-1)]
-
-
 def policy_iteration(model, gamma):
-    """Optimal v [S] and policy [S, A]: evaluation and improvement in turn (section 4.3). Raises InputError."""
+    """Optimal v [S] and policy [S, A], by evaluation and improvement in turn (section 4.3). Raises InputError."""
     policy = model.legal / model.num_actions[:, None]
     while True:
         v = evaluate(model, policy, gamma)
         q = q_values(model, v, gamma)
-        improved = q.max(-1) > v + 1e-9  # a tie is no improvement: taking it, the loop might never end
+        improved = q.max(-1) > v + 1e-9  # keep the old action in a tie, otherwise the loop might not end
         if not improved[model.visited].any():
             return v, policy
-        policy = np.where(improved[:, None], greedy(q), policy)  # Eq. 4.9
+        policy = np.where(improved[:, None], greedy_policy(q), policy)  # Eq. 4.9
+
+
+def greedy_policy(q):
+    """The first of the best actions with probability 1, [..., A] -> [..., A]."""
+    return np.eye(q.shape[-1])[q.argmax(-1)]
 
 
 def compare(model, v, w, tolerance=1e-9):
-    """Is the policy with values v [S] "better" than the one with w [S], "worse", "equivalent" or "incomparable"?
+    """How the policy with values v [S] compares to the one with w [S]: ">" better, "<" worse, "=" equivalent.
 
-    A policy is better if no state has a lower value, and one a higher (section 3.6). It is a partial order.
+    Better means a higher value in some state and a lower one in none. "." stands for policies that are neither: the
+    order is partial (section 3.6).
     """
-    difference = (v - w)[model.visited]
-    higher, lower = (difference > tolerance).any(), (difference < -tolerance).any()
-    if higher and lower:
-        return "incomparable"
-    return "better" if higher else "worse" if lower else "equivalent"
+    higher, lower = (np.any((sign * (v - w))[model.visited] > tolerance) for sign in (1, -1))
+    return {(True, False): ">", (False, True): "<", (False, False): "=", (True, True): "."}[higher, lower]
 
 
-def expected_return(model, action, limit):
-    """Expected return, not discounted, of deterministic policies [N, S] in episodes of at most `limit` steps, [N]."""
-    state = np.arange(len(model.start))
-    next_state, onward = model.next_state[state, action], model.onward[state, action]  # [N, S, K]
-    reward = model.mean_reward[state, action]
-    policy = np.arange(len(action))[:, None, None]
-    v = np.zeros(action.shape)
+def expected_return(model, actions, limit):
+    """Expected undiscounted return of deterministic policies [N, S] under a time limit, which P does not show, [N]."""
+    state, policy = np.arange(len(model.start)), np.arange(len(actions))[:, None, None]
+    next_state, onward = model.next_state[state, actions], model.onward[state, actions]  # [N, S, K]
+    reward = model.mean_reward[state, actions]
+    v = np.zeros(actions.shape)
     for _ in range(limit):
-        new_v = reward + (onward * v[policy, next_state]).sum(-1)
-        if np.array_equal(new_v, v):
+        old, v = v, reward + (onward * v[policy, next_state]).sum(-1)
+        if np.array_equal(v, old):
             break
-        v = new_v
     return v @ model.start
 
 
 def best_return(model, limit):
-    """The highest expected return of any policy in `limit` steps, also of those that count the steps left."""
+    """The highest expected undiscounted return under a time limit, of all policies, also those that use the time."""
     v = np.zeros(len(model.start))
     for _ in range(limit):
         v = q_values(model, v, gamma=1).max(-1)
@@ -211,9 +219,9 @@ def best_return(model, limit):
 
 
 class Step(NamedTuple):
-    """One step of n of the N runs, [n] each."""
+    """One step of n of the runs, [n] each."""
 
-    run: np.ndarray  # their numbers
+    run: np.ndarray  # which runs
     state: np.ndarray
     action: np.ndarray
     reward: np.ndarray
@@ -224,12 +232,12 @@ class Step(NamedTuple):
 
 @dataclass
 class Agent:
-    """Base class: a table Q(s, a) for each of N runs and the greedy policy. Does not learn.
+    """Base class: Q(s, a) for each run, and greedy actions. Does not learn.
 
     The fields that a subclass adds are the agent's parameters. Raises InputError if one is outside its limits.
     """
 
-    world: Any
+    world: Any  # Simulator or Environments
     gamma: float
     limits: ClassVar = {}  # parameter: (lowest, highest)
 
@@ -241,66 +249,59 @@ class Agent:
     def reset(self, seed=None):
         """Forget everything learned."""
         self.rng = np.random.default_rng(seed)
-        self.progress = 0.0  # fraction of the steps done, set by play
-        self.q = np.zeros((self.world.num_runs, *self.world.legal.shape))  # [N, S, A]
-        self.q[:, ~self.world.legal] = -np.inf  # never greedy
+        self.progress = 1.0  # fraction of the run that is over, set by play
+        legal = np.broadcast_to(self.world.legal, (self.world.num_runs, *self.world.legal.shape))
+        self.q = np.where(legal, 0.0, -np.inf)  # [N, S, A]
 
     def start(self, run, state):
-        """An episode begins in these runs, [n], in these states, [n]."""
+        """Begin an episode in these runs, [n], from these states, [n]."""
 
     def act(self, run, state):
-        """The action of each run, [n]."""
+        """Actions, [n]."""
         return self.greedy(run, state)
 
     def learn(self, step):
-        """Learn from one step."""
+        """Learn from a Step."""
 
     def table(self):
-        """Q, [N, S, A]."""
+        """Q(s, a), [N, S, A]."""
         return self.q
 
     def values(self, run, state):
-        """Q(s, .) in these states, [n, A]."""
+        """Q(s, .) of these states, [n, A]."""
         return self.q[run, state]
 
     def greedy(self, run, state):
-        """The action with the highest Q, [n]. Ties are broken at random."""
+        """The actions with the highest Q, [n]. Ties are broken at random."""
         q = self.values(run, state)
         ties = q == q.max(-1, keepdims=True)
-        u = self.rng.random(q.shape, np.float32)
-        return np.where(ties, u, np.inf).argmin(-1)
+        return self.choose(ties)
 
-
-@dataclass
-class Greedy(Agent):
-    """The greedy policy of a given table."""
-
-    given: np.ndarray  # [N, S, A]
-
-    def reset(self, seed=None):
-        super().reset(seed)
-        self.q = self.given
+    def choose(self, allowed):
+        """One of the allowed actions at random, [n, A] -> [n]."""
+        u = self.rng.random(allowed.shape, np.float32)
+        return np.where(allowed, u, np.inf).argmin(-1)
 
 
 @dataclass
 class ValueIteration(Agent):
-    """Knows the model: Q from value iteration."""
+    """Greedy with respect to the exact q, from value iteration. It knows the model."""
 
     def __post_init__(self):
         if self.world.model is None:
-            raise InputError("needs an environment with a table of probabilities P (and no --no-model)")
+            raise InputError("needs an environment with a model P, and not --no-model")
+
+    def plan(self):
+        return value_iteration(self.world.model, self.gamma)
 
     def reset(self, seed=None):
         super().reset(seed)
         self.q[:] = q_values(self.world.model, self.plan(), self.gamma)
 
-    def plan(self):
-        return value_iteration(self.world.model, self.gamma)
-
 
 @dataclass
 class PolicyIteration(ValueIteration):
-    """Knows the model: Q from policy iteration."""
+    """The same, from policy iteration."""
 
     def plan(self):
         return policy_iteration(self.world.model, self.gamma)[0]
@@ -308,104 +309,63 @@ class PolicyIteration(ValueIteration):
 
 @dataclass
 class Learner(Agent):
-    """Base class: epsilon-greedy actions, and Q moved by a step size towards targets.
+    """Base class: acts epsilon-greedily, and moves Q towards a target by a step size alpha.
 
-    epsilon falls from 1 to its value over the first fraction `explore` of the steps.
+    epsilon falls linearly from 1 over the first fraction `explore` of the steps. The book's figures have it constant.
     """
 
-    alpha: float | None = None  # step size; None: n^-power, at the n-th update of Q(s, a)
+    alpha: float | None = None  # step size; null: n^-power at the n-th update of Q(s, a)
     power: float = 0.5
     epsilon: float = 0.1
     explore: float = 0.5
-    initial: float = 0.0  # Q at first
+    initial: float = 0.0  # Q(s, a) at first
     limits: ClassVar = {"alpha": (0, 1), "power": (0, 1), "epsilon": (0, 1), "explore": (0, 1)}
 
     def reset(self, seed=None):
         super().reset(seed)
         self.q += self.initial
-        self.updates = np.zeros(self.q.shape, int)
-        self.step_size = np.empty(self.q.shape)
-        self.step_size[:] = 1 if self.alpha is None else np.reshape(self.alpha, (-1, 1, 1))
+        self.updates = np.zeros_like(self.q)
+        self.step_size = np.ones_like(self.q)
+        if self.alpha is not None:
+            self.step_size[:] = np.reshape(self.alpha, (-1, 1, 1))  # one number, or one per run
 
     def current_epsilon(self):
-        done = min(self.progress / self.explore, 1) if self.explore else 1
-        return 1 - done * (1 - self.epsilon)
+        return max(self.epsilon, 1 - (1 - self.epsilon) * self.progress / max(self.explore, 1e-9))
 
     def act(self, run, state):
-        if self.q.shape[-1] == 1:
-            return np.zeros(len(run), int)  # prediction: there is nothing to choose
-        num_actions = self.world.num_actions[state]
-        random_action = (self.rng.random(len(run)) * num_actions).astype(int)
+        if self.world.legal.shape[1] == 1:
+            return np.zeros(len(run), int)  # prediction
+        random_action = (self.rng.random(len(run)) * self.world.num_actions[state]).astype(int)
         explore = self.rng.random(len(run)) < self.current_epsilon()
         return np.where(explore, random_action, self.greedy(run, state))
 
     def learn(self, step):
-        next_value = ~step.terminated * self.next_value(step)  # 0 if terminal; after a truncation it counts
+        next_value = self.next_value(step) * ~step.terminated  # a terminal state has value 0, a truncated one has not
         self.update((step.run, step.state, step.action), step.reward + self.gamma * next_value)
 
     def next_value(self, step):
-        """Estimated value of the next state, [n]."""
+        """What the target takes for the value of the next state, [n]."""
         raise NotImplementedError
 
-    def update(self, at, target):
-        """Move Q(s, a) a step towards the target, [n]. at: run, state, action."""
-        self.count(at)
-        self.q[at] += self.step_size[at] * (target - self.q[at])
+    def update(self, pair, target):
+        """Move Q towards the target, [n]; pair: run, state, action."""
+        self.count(pair)
+        self.q[pair] += self.step_size[pair] * (target - self.q[pair])
 
-    def count(self, at):
-        """Count one more update of Q(s, a); if alpha is None, the step size falls."""
+    def count(self, pair):
+        """Count an update, for the step size."""
         if self.alpha is None:
-            self.updates[at] += 1
-            self.step_size[at] = self.updates[at] ** -self.power
-
-
-@dataclass
-class QLearning(Learner):
-    """Q-learning (Eq. 6.8): off-policy, its target assumes the best action next."""
-
-    def next_value(self, step):
-        return self.q[step.run, step.next_state].max(-1)
-
-
-@dataclass
-class ExpectedSarsa(Learner):
-    """Expected Sarsa (Eq. 6.9): the target is an average over the actions that the policy may take next."""
-
-    def next_value(self, step):
-        q = self.q[step.run, step.next_state]
-        mean = np.where(q > -np.inf, q, 0).sum(-1) / self.world.num_actions[step.next_state]
-        epsilon = self.current_epsilon()
-        return epsilon * mean + (1 - epsilon) * q.max(-1)
-
-
-@dataclass
-class DoubleQLearning(Learner):
-    """Double Q-learning (Eq. 6.10): one table chooses the best next action, the other one says what it is worth."""
-
-    def reset(self, seed=None):
-        super().reset(seed)
-        self.q, self.updates, self.step_size = (np.stack([x, x]) for x in (self.q, self.updates, self.step_size))
-
-    def table(self):
-        return self.q.mean(0)
-
-    def values(self, run, state):
-        return self.q[:, run, state].mean(0)
-
-    def learn(self, step):
-        one = self.rng.integers(2, size=len(step.run))  # the table to update
-        best = self.q[one, step.run, step.next_state].argmax(-1)
-        next_value = ~step.terminated * self.q[1 - one, step.run, step.next_state, best]
-        self.update((one, step.run, step.state, step.action), step.reward + self.gamma * next_value)
+            self.updates[pair] += 1
+            self.step_size[pair] = self.updates[pair] ** -self.power
 
 
 @dataclass
 class Sarsa(Learner):
-    """Sarsa (Eq. 6.7): on-policy, the target has the action that is taken next. With one action, TD(0) (Eq. 6.2)."""
+    """Sarsa (Eq. 6.7): the target has the action that is taken next."""
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.next_action = np.zeros(len(self.q), int)  # chosen, not yet taken
+        self.next_action = np.zeros(len(self.q), int)
 
     def start(self, run, state):
         self.next_action[run] = super().act(run, state)
@@ -420,10 +380,51 @@ class Sarsa(Learner):
 
 
 @dataclass
-class SarsaLambda(Sarsa):
-    """Sarsa(lambda) (section 12.7): a TD error also updates the earlier steps of the episode. TD(lambda) (Eq. 12.5).
+class ExpectedSarsa(Learner):
+    """Expected Sarsa (Eq. 6.9): the target has the expectation over the actions that may be taken next."""
 
-    The trace z of a pair (s, a) says how much of the error it gets. It decays by gamma lambda at each step.
+    def next_value(self, step):
+        q = self.values(step.run, step.next_state)
+        legal = self.world.legal[step.next_state]
+        mean = np.where(legal, q, 0).sum(-1) / legal.sum(-1)
+        epsilon = self.current_epsilon()
+        return epsilon * mean + (1 - epsilon) * q.max(-1)
+
+
+@dataclass
+class QLearning(Learner):
+    """Q-learning (Eq. 6.8): the target has the best next action, whatever is taken."""
+
+    def next_value(self, step):
+        return self.values(step.run, step.next_state).max(-1)
+
+
+@dataclass
+class DoubleQLearning(Learner):
+    """Double Q-learning (Eq. 6.10): one table chooses the best next action, another one gives its value."""
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self.q, self.updates, self.step_size = (np.stack([x, x]) for x in (self.q, self.updates, self.step_size))
+
+    def table(self):
+        return self.q.mean(0)
+
+    def values(self, run, state):
+        return self.q[:, run, state].mean(0)
+
+    def learn(self, step):
+        table = self.rng.integers(2, size=len(step.run))  # the one to update
+        best = self.q[table, step.run, step.next_state].argmax(-1)
+        next_value = self.q[1 - table, step.run, step.next_state, best] * ~step.terminated
+        self.update((table, step.run, step.state, step.action), step.reward + self.gamma * next_value)
+
+
+@dataclass
+class SarsaLambda(Sarsa):
+    """Sarsa(lambda) (section 12.7): the error of each step also corrects the steps before it (Eq. 12.5, 12.6).
+
+    Their share of the error, the trace, decays by gamma lambda per step.
     """
 
     lam: float = 0.9  # lambda
@@ -432,102 +433,91 @@ class SarsaLambda(Sarsa):
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.trace = np.zeros(self.q.shape)
+        self.trace = np.zeros_like(self.q)
 
     def start(self, run, state):
         super().start(run, state)
         self.trace[run] = 0
 
     def learn(self, step):
-        at = step.run, step.state, step.action
-        next_value = ~step.terminated * self.next_value(step)
-        error = step.reward + self.gamma * next_value - self.q[at]
-        self.count(at)
-        trace = self.gamma * self.lam * self.trace[step.run]
-        self.trace[step.run] = trace
-        self.trace[at] = 1 if self.replacing else self.trace[at] + 1
-        self.q[step.run] += self.step_size[step.run] * error[:, None, None] * self.trace[step.run]
+        run, pair = step.run, (step.run, step.state, step.action)
+        next_value = self.next_value(step) * ~step.terminated
+        error = step.reward + self.gamma * next_value - self.q[pair]
+        self.count(pair)
+        self.trace[run] *= self.gamma * self.lam
+        self.trace[pair] = 1 if self.replacing else self.trace[pair] + 1
+        self.q[run] += self.step_size[run] * error[:, None, None] * self.trace[run]
 
 
 @dataclass
 class NStepSarsa(Sarsa):
-    """n-step Sarsa (Eq. 7.4 and 7.5): n rewards, then the value of the state and action reached. n-step TD (Eq. 7.2).
-
-    The last n estimates of an episode are updated at its end.
-    """
+    """n-step Sarsa (Eq. 7.4, 7.5): the target has n rewards and then the value of the state and action reached."""
 
     n: int = 4
     limits: ClassVar = {"n": (1, math.inf), **Learner.limits}
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.time = np.zeros(len(self.q), int)  # steps of the current episode, [N]
-        self.states = np.zeros((len(self.q), 1), int)  # of the current episode, [N, T]
-        self.actions = np.zeros_like(self.states)
-        self.rewards = np.zeros(self.states.shape)
+        self.time = np.zeros(len(self.q), int)  # steps of the current episode
+        self.episode = np.zeros((len(self.q), 1, 3))  # its states, actions and rewards
 
     def start(self, run, state):
         super().start(run, state)
         self.time[run] = 0
 
     def learn(self, step):
-        self.remember(step)
-        next_value = ~step.terminated * self.next_value(step)
+        if self.time.max() == self.episode.shape[1]:
+            self.episode = np.concatenate([self.episode, np.zeros_like(self.episode)], 1)
+        self.episode[step.run, self.time[step.run]] = np.stack([step.state, step.action, step.reward], -1)
+        self.time[step.run] += 1
+
+        next_value = self.next_value(step) * ~step.terminated
         full = (self.time[step.run] >= self.n) & ~step.ended
         if full.any():
             self.update_oldest(step.run[full], next_value[full])
         if step.ended.any():
             self.update_rest(step.run[step.ended], next_value[step.ended])
 
-    def remember(self, step):
-        time = self.time[step.run]
-        if time.max() == self.states.shape[1]:  # double the memory
-            self.states, self.actions, self.rewards = (
-                np.concatenate([x, np.zeros_like(x)], axis=1) for x in (self.states, self.actions, self.rewards)
-            )
-        self.states[step.run, time] = step.state
-        self.actions[step.run, time] = step.action
-        self.rewards[step.run, time] = step.reward
-        self.time[step.run] += 1
-
     def update_oldest(self, run, next_value):
-        """Update the estimate of n steps ago; next_value [n] is that of the state reached now."""
-        tau = self.time[run] - self.n
-        rewards = self.rewards[run[:, None], tau[:, None] + np.arange(self.n)]
-        target = rewards @ self.gamma ** np.arange(self.n) + self.gamma**self.n * next_value
-        self.update((run, self.states[run, tau], self.actions[run, tau]), target)
+        """Update the estimate of n steps ago."""
+        time = (self.time[run] - self.n)[:, None] + np.arange(self.n)  # [n, self.n]
+        state, action, reward = np.moveaxis(self.episode[run[:, None], time], -1, 0)
+        target = reward @ self.gamma ** np.arange(self.n) + self.gamma**self.n * next_value
+        self.update((run, state[:, 0].astype(int), action[:, 0].astype(int)), target)
 
     def update_rest(self, run, next_value):
-        """Update the estimates that are left at the end of the episode, in the order of the steps."""
+        """At the end of an episode, update the estimates of its last n steps, in their order."""
         steps = min(self.n, self.time[run].max())
-        time = self.time[run, None] - steps + np.arange(steps)  # [n, steps], the last column is the last step
-        ret = np.empty(time.shape)
+        time = (self.time[run] - steps)[:, None] + np.arange(steps)  # [n, steps]; below 0: before the episode
+        reward = self.episode[run[:, None], time, 2]
+        ret = np.empty_like(reward)
         for k in reversed(range(steps)):
-            next_value = self.rewards[run, time[:, k]] + self.gamma * next_value
-            ret[:, k] = next_value
+            next_value = ret[:, k] = reward[:, k] + self.gamma * next_value
+
         row, column = np.nonzero(time >= 0)
-        run, time, ret = run[row], time[row, column], ret[row, column]
-        pair = run, self.states[run, time], self.actions[run, time]
+        state, action = self.episode[run[row], time[row, column], :2].astype(int).T
+        pair = run[row], state, action
         for visit in self.visits(np.ravel_multi_index(pair, self.q.shape)):
-            self.update(tuple(index[visit] for index in pair), ret[visit])
+            self.update(tuple(index[visit] for index in pair), ret[row, column][visit])
 
     def visits(self, pair):
-        """Where each pair occurs for the first time, then for the second time, ...; no two of one visit depend on each
-        other, so all are updated at once."""
+        """Positions of the first visits to each pair, then those of the second ones, and so on.
+
+        Updates of different pairs do not depend on each other, so this order gives the same result as one by one.
+        """
         order = np.argsort(pair, kind="stable")
-        new = np.diff(pair[order], prepend=-1) != 0
-        position = np.arange(len(pair))
-        earlier = position - np.maximum.accumulate(np.where(new, position, 0))  # earlier visits to the same pair
-        for number in range(earlier.max() + 1):
-            yield order[earlier == number]
+        first = np.searchsorted(pair[order], pair[order])  # where the visits to the same pair begin
+        number = np.arange(len(pair)) - first
+        for k in range(number.max() + 1):
+            yield order[number == k]
 
 
 @dataclass
 class MonteCarlo(NStepSarsa):
-    """Monte Carlo (Eq. 6.1): the target is the return of the whole episode, n-step Sarsa without a limit on n."""
+    """Monte Carlo control (section 5.4): the target is the return of the rest of the episode, n-step with any n."""
 
-    n: ClassVar = 2**40
-    first_visit: bool = False  # update only the first visit to (s, a) in an episode (section 5.1)
+    n: ClassVar = 2**60
+    first_visit: bool = True  # update only the first visit to a pair (s, a) in an episode; otherwise every visit
 
     def visits(self, pair):
         every = super().visits(pair)
@@ -536,22 +526,20 @@ class MonteCarlo(NStepSarsa):
 
 @dataclass
 class DynaQ(QLearning):
-    """Dyna-Q (section 8.2): Q-learning, also from steps that a learned model imagines.
+    """Dyna-Q (section 8.2): also learns from steps that its own model imagines.
 
-    The model is the last outcome of each pair (s, a), so it is right only where outcomes do not vary.
+    The model is the last outcome of each pair (s, a). Where outcomes are random, that is wrong, and planning may harm.
     """
 
-    planning: int = 5  # imagined steps for each real one
+    planning: int = 5  # imagined steps per real step
     limits: ClassVar = {"planning": (0, math.inf), **Learner.limits}
 
     def reset(self, seed=None):
         super().reset(seed)
-        num_runs, num_states, _ = self.q.shape
+        self.outcome = np.zeros((*self.q.shape, 3))  # reward, next state, terminated
         self.tried = np.zeros(self.q.shape, bool)
-        self.reward, self.terminated = np.zeros(self.q.shape), np.zeros(self.q.shape, bool)
-        self.next_state = np.zeros(self.q.shape, int)
-        self.seen = np.zeros((num_runs, num_states), int)  # the states where an action was tried, in order
-        self.num_seen = np.zeros(num_runs, int)
+        self.seen = np.zeros(self.q.shape[:2], int)  # states where an action was tried, in this order
+        self.num_seen = np.zeros(len(self.q), int)
 
     def learn(self, step):
         super().learn(step)
@@ -560,58 +548,55 @@ class DynaQ(QLearning):
             super().learn(self.imagine(step.run))
 
     def remember(self, step):
-        at = step.run, step.state, step.action
         new = ~self.tried[step.run, step.state].any(-1)
-        self.seen[step.run[new], self.num_seen[step.run[new]]] = step.state[new]
-        self.num_seen[step.run[new]] += 1
-        self.tried[at] = True
-        self.reward[at], self.next_state[at], self.terminated[at] = step.reward, step.next_state, step.terminated
+        run = step.run[new]
+        self.seen[run, self.num_seen[run]] = step.state[new]
+        self.num_seen[run] += 1
+        pair = step.run, step.state, step.action
+        self.tried[pair] = True
+        self.outcome[pair] = np.stack([step.reward, step.next_state, step.terminated], -1)
 
     def imagine(self, run):
-        """A step from a random state seen before, with a random action tried there."""
+        """A Step from a random state seen before, with a random action tried there."""
         state = self.seen[run, (self.rng.random(len(run)) * self.num_seen[run]).astype(int)]
-        tried = self.tried[run, state]
-        action = np.where(tried, self.rng.random(tried.shape, np.float32), np.inf).argmin(-1)
-        at = run, state, action
-        return Step(*at, self.reward[at], self.next_state[at], self.terminated[at], self.terminated[at])
+        action = self.choose(self.tried[run, state])
+        reward, next_state, terminated = self.outcome[run, state, action].T
+        terminated = terminated.astype(bool)
+        return Step(run, state, action, reward, next_state.astype(int), terminated, terminated)
 
 
 @dataclass
 class BatchTD(Learner):
-    """Batch TD(0), for prediction: after each episode, the limit of TD(0) on all episodes so far, in one step.
+    """Batch TD(0), for prediction: after each episode, what TD(0) converges to on all steps so far (section 6.3).
 
-    That limit is v of the maximum-likelihood model, the certainty-equivalence estimate (section 6.3).
+    That is v of the maximum-likelihood model, the certainty-equivalence estimate, so a linear system gives it.
     """
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.world.legal[0]) > 1:
-            raise InputError("is for prediction, where each state has one action")
+        if self.world.legal.shape[1] > 1:
+            raise InputError("is for prediction, where states have one action")
 
     def reset(self, seed=None):
         super().reset(seed)
-        num_runs, num_states, _ = self.q.shape
-        self.transitions = np.zeros((num_runs, num_states, num_states))  # without terminal ones
-        self.visits, self.rewards = np.zeros((num_runs, num_states)), np.zeros((num_runs, num_states))
+        N, S, _ = self.q.shape
+        self.onward, self.reward, self.visits = np.zeros((N, S, S)), np.zeros((N, S)), np.zeros((N, S))
 
     def learn(self, step):
-        at = step.run, step.state
-        self.transitions[(*at, step.next_state)] += ~step.terminated
-        self.visits[at] += 1
-        self.rewards[at] += step.reward
+        self.visits[step.run, step.state] += 1
+        self.reward[step.run, step.state] += step.reward
+        self.onward[step.run, step.state, step.next_state] += ~step.terminated
         run = step.run[step.ended]
-        visits = self.visits[run]
-        left = np.eye(visits.shape[1]) - self.gamma * self.transitions[run] / np.maximum(visits, 1)[:, :, None]
-        right = np.where(visits, self.rewards[run] / np.maximum(visits, 1), self.initial)
-        self.q[run] = np.linalg.solve(left, right[:, :, None])
+        visits = np.maximum(self.visits[run], 1)
+        T = self.onward[run] / visits[:, :, None]
+        r = np.where(self.visits[run], self.reward[run] / visits, self.initial)
+        self.q[run] = np.linalg.solve(np.eye(T.shape[1]) - self.gamma * T, r[:, :, None])
 
 
 AGENTS = {
     "value-iteration": ValueIteration,
     "policy-iteration": PolicyIteration,
     "monte-carlo": MonteCarlo,
-    "td": Sarsa,
-    "batch-td": BatchTD,
     "sarsa": Sarsa,
     "expected-sarsa": ExpectedSarsa,
     "q-learning": QLearning,
@@ -619,129 +604,117 @@ AGENTS = {
     "n-step-sarsa": NStepSarsa,
     "sarsa-lambda": SarsaLambda,
     "dyna-q": DynaQ,
+    "td": Sarsa,
+    "batch-td": BatchTD,
 }
-WITH_MODEL = "value-iteration", "policy-iteration"
-CONTROL = (
-    "monte-carlo",
-    "sarsa",
-    "expected-sarsa",
-    "q-learning",
-    "double-q-learning",
-    "n-step-sarsa",
-    "sarsa-lambda",
-    "dyna-q",
-)
+NOT_DEFAULT = {"td", "batch-td"}  # for prediction
 
 
 class Episodes(NamedTuple):
-    """Finished episodes, [M] each, in the order of their ends."""
+    """Finished episodes in the order of their ends, [M] each."""
 
     run: np.ndarray
-    number: np.ndarray  # which episode of its run, from 0
-    end: np.ndarray  # step at its end
-    ret: np.ndarray  # return, not discounted
+    number: np.ndarray  # 0 for the first episode of a run
+    end: np.ndarray  # steps of the run until its end
+    ret: np.ndarray  # undiscounted return
     length: np.ndarray
-    error: np.ndarray  # error of the agent's values at its end
+    error: np.ndarray  # of the agent's values, after it
 
 
-def play(agent, world, seed, steps=None, episodes=None, error=None, bar=None):
-    """Reset the agent and let it learn, for a number of steps or of episodes per run.
+def play(agent, world, seed, steps=math.inf, episodes=math.inf, error=None, learn=True, bar=None):
+    """Let the agent play a number of steps or of episodes in each run. It is reset and learns, or else it is greedy.
 
-    Returns Episodes, and the greedy policies at 20 times, the last one at the end, [20, N, S] (of steps only).
-    error(agent, run) gives Episodes.error, [n].
+    Returns Episodes and, of 20 equal parts of the steps, the greedy actions at their ends, [20, N, S].
+    error(agent, run) is the error of its values, [n].
     """
     world_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     world.reset(world_seed)
-    agent.reset(agent_seed)
+    if learn:
+        agent.reset(agent_seed)
     run = np.arange(world.num_runs)
     state = world.start(run)
     agent.start(run, state)
-    ret, length, number = np.zeros(len(run)), np.zeros(len(run), int), np.zeros(len(run), int)
-    log, policies = [], []
-
+    ret, (length, number) = np.zeros(len(run)), np.zeros((2, len(run)), int)
+    finished, policies = [], []
     for t in count(1):
-        agent.progress = t / steps if steps else 1.0
-        action = agent.act(run, state)
+        agent.progress = min(t / steps, 1) if steps < math.inf else 1.0
+        action = agent.act(run, state) if learn else agent.greedy(run, state)
         next_state, reward, terminated, truncated = world.step(run, action)
         ended = terminated | truncated
-        agent.learn(Step(run, state, action, reward, next_state, terminated, ended))
+        if learn:
+            agent.learn(Step(run, state, action, reward, next_state, terminated, ended))
         ret[run] += reward
         length[run] += 1
         state = next_state
         if ended.any():
             done = run[ended]
             errors = error(agent, done) if error else np.zeros(len(done))
-            log.append((done, number[done], np.full(len(done), t), ret[done], length[done], errors))
-            ret[done], length[done] = 0, 0
+            finished.append((done, number[done], np.full(len(done), t), ret[done], length[done], errors))
+            ret[done] = length[done] = 0
             number[done] += 1
             state[ended] = world.start(done)
             agent.start(done, state[ended])
-        if bar is not None:
-            bar.update()
-        if steps:
-            if t * 20 // steps > len(policies):
-                policies.append(agent.table().argmax(-1))
-            if t == steps:
-                break
-        else:
             playing = number[run] < episodes
             run, state = run[playing], state[playing]
-            if not len(run):
-                break
-    log = Episodes(*map(np.concatenate, zip(*log))) if log else Episodes(*[np.zeros(0)] * 6)
-    return log, np.array(policies)
+        if t * 20 >= steps * (len(policies) + 1):
+            policies.append(agent.table().argmax(-1))
+        if bar is not None:
+            bar.update()
+        if t == steps or not len(run):
+            break
+    columns = zip(*finished) if finished else [[np.zeros(0)]] * 6
+    return Episodes(*map(np.concatenate, columns)), np.array(policies)
+
+
+# From here on: worlds, the book's processes and figures, the experiment, and the command line.
 
 
 class Simulator:
-    """N copies of a model, stepped at once. Truncates episodes after `limit` steps.
-
-    `copies` of each of num_runs / copies runs get the same random numbers.
-    """
+    """N copies of a model. Episodes are truncated after `limit` steps. The copies may share their random numbers."""
 
     def __init__(self, model, num_runs, limit=math.inf, copies=1):
         self.model, self.num_runs, self.limit = model, num_runs, limit
-        self.different = num_runs // copies
+        self.num_different = num_runs // copies  # run i has the random numbers of run i % num_different
         self.legal, self.num_actions = model.legal, model.num_actions
         self.cdf = model.prob.cumsum(-1)
-        self.cdf[self.cdf > 1 - 1e-9] = 1  # rounding must not leave a gap below 1
+        self.cdf[self.cdf > 1 - 1e-9] = 1  # rounding
 
     def reset(self, seed=None):
         self.rng = np.random.default_rng(seed)
-        self.state, self.time = np.zeros(self.num_runs, int), np.zeros(self.num_runs, int)
+        self.state, self.time = np.zeros((2, self.num_runs), int)
 
     def random(self, run):
-        return self.rng.random(self.different)[run % self.different]
+        return self.rng.random(self.num_different)[run % self.num_different]
 
     def start(self, run):
-        """Start an episode in these runs, [n] -> [n]."""
+        """Begin an episode in these runs. Returns the first states, [n]."""
         self.time[run] = 0
-        state = np.searchsorted(self.model.start.cumsum(), self.random(run), "right")
-        self.state[run] = np.minimum(state, len(self.legal) - 1)
+        self.state[run] = np.searchsorted(self.model.start.cumsum(), self.random(run), "right")
         return self.state[run]
 
     def step(self, run, action):
         """Next state, reward, terminated, truncated, [n] each."""
         model, state = self.model, self.state[run]
-        u = self.random(run)
-        outcome = (u[:, None] >= self.cdf[state, action]).sum(-1)  # inverse CDF
+        u = self.random(run)[:, None]
+        outcome = (self.cdf[state, action] <= u).sum(-1)  # inverse CDF
         at = state, action, outcome
-        next_state, reward = model.next_state[at], model.reward[at]
-        if model.reward_std is not None:
+        reward = model.reward[at]
+        if np.any(model.reward_std):
             reward = reward + model.reward_std[state] * self.rng.standard_normal(len(run))
-        self.state[run] = next_state
+        next_state = self.state[run] = model.next_state[at]
         self.time[run] += 1
         return next_state, reward, model.terminated[at], self.time[run] >= self.limit
 
 
 class Environments:
-    """N environments of Gymnasium with numbered observations and actions, for those without a model."""
+    """N Gymnasium environments whose observations and actions are numbered. They have no model."""
 
     model = None
 
-    def __init__(self, envs, number):
-        self.envs, self.num_runs, self.number = envs, len(envs), number
-        self.actions = Numbers(envs[0].action_space).elements()
-        self.legal = np.ones((math.prod(number.sizes), len(self.actions)), bool)
+    def __init__(self, envs, observations):
+        self.envs, self.num_runs, self.observations = envs, len(envs), observations
+        self.actions = Numbering(envs[0].action_space)
+        self.legal = np.ones((self.observations.total, self.actions.total), bool)
         self.num_actions = self.legal.sum(-1)
 
     def reset(self, seed=None):
@@ -750,75 +723,116 @@ class Environments:
             env.reset(seed=env_seed)
 
     def start(self, run):
-        return self.number([self.envs[i].reset()[0] for i in run])
+        return self.observations.numbers([self.envs[i].reset()[0] for i in run])
 
     def step(self, run, action):
-        steps = [self.envs[i].step(self.actions[a]) for i, a in zip(run, action)]
+        steps = [self.envs[i].step(self.actions.element(a)) for i, a in zip(run, action)]
         obs, reward, terminated, truncated, _ = zip(*steps)
-        return self.number(obs), np.array(reward, float), np.array(terminated), np.array(truncated)
+        return self.observations.numbers(obs), np.array(reward, float), np.array(terminated), np.array(truncated)
 
 
-class Numbers:
-    """Numbers the elements of a finite space from 0, or of a Box cut into bins. Raises InputError for other spaces."""
+class Numbering:
+    """Numbers the elements of a finite space, or the bins of a Box, from 0. Raises InputError for other spaces."""
 
     def __init__(self, space, bins=(), low=(), high=()):
         self.space = space
-        if isinstance(space, spaces.Box):
+        if isinstance(space, spaces.Box) and bins:
             self.sizes, self.low = np.array(bins), np.array(low)
             self.width = (np.array(high) - low) / bins
         else:
             self.sizes, self.low = finite_parts(space)
             self.width = 1
+        self.total = math.prod(self.sizes.tolist())
 
-    def __call__(self, elements):
-        """Their numbers, [n]."""
+    def numbers(self, elements):
+        """Numbers of n elements, [n]."""
         parts = np.array([np.hstack(element) for element in elements])
         parts = np.floor((parts - self.low) / self.width)
-        parts = parts.clip(0, self.sizes - 1).astype(int)  # beyond the ends: the first or the last bin
+        parts = parts.clip(0, self.sizes - 1).astype(int)  # outside of the bins: the first or the last one
         return np.ravel_multi_index(parts.T, self.sizes)
 
-    def elements(self):
-        """All elements of the space, in the order of their numbers."""
-        parts = np.stack(np.unravel_index(np.arange(math.prod(self.sizes)), self.sizes), -1) + self.low
-        if isinstance(self.space, spaces.Discrete):
-            return parts[:, 0].tolist()
-        return list(parts.reshape(-1, *self.space.shape).astype(self.space.dtype))
+    def element(self, number):
+        """The element of a Discrete or MultiDiscrete space with this number."""
+        parts = self.low + np.unravel_index(number, self.sizes)
+        return parts.reshape(self.space.shape)[()]
 
 
 def finite_parts(space):
-    """Sizes and lowest numbers of the parts of a space of integers. Raises InputError."""
+    """Sizes and lowest values of a space's integers, [D] each. Raises InputError."""
     if isinstance(space, spaces.Discrete):
         return np.array([space.n]), np.array([space.start])
     if isinstance(space, spaces.MultiDiscrete):
         return space.nvec.ravel(), space.start.ravel()
     if isinstance(space, spaces.Tuple):
         return tuple(map(np.concatenate, zip(*map(finite_parts, space))))
-    raise InputError(f"{space}: supported are Discrete, MultiDiscrete and Tuple, and Box observations with --bins")
+    raise InputError(f"--env-id: {space} is not finite; observations (not actions) of type Box need --bins")
+
+
+def make_world(args):
+    """N runs of args.env_id, simulated if it has a model. Raises InputError."""
+    env = make_env(args)
+    limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
+    if args.model and hasattr(env.unwrapped, "P"):
+        return Simulator(gymnasium_model(env), args.runs, limit)
+    observations = Numbering(env.observation_space, *check_bins(args, env.observation_space))
+    numbers = args.runs * observations.total * Numbering(env.action_space).total
+    check("--runs times states times actions", numbers, 1, 10**8)
+    return Environments([make_env(args, limit) for _ in range(args.runs)], observations)
+
+
+def make_env(args, limit=None):
+    try:
+        return gym.make(args.env_id, max_episode_steps=limit, **json.loads(args.env_kwargs))
+    except (gym.error.Error, ImportError, TypeError, ValueError, KeyError) as error:
+        raise InputError(f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {error}") from error
+
+
+def check_bins(args, space):
+    """--bins, --low and --high. Raises InputError unless they fit the space."""
+    flags = args.bins, args.low, args.high
+    size = math.prod(space.shape) if isinstance(space, spaces.Box) else 0
+    if any(len(flag) != size for flag in flags):
+        raise InputError(f"--bins, --low, --high: need {size} numbers each for the observations, {space}")
+    for bins, low, high in zip(*flags):
+        check("--bins", bins, 1)
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"--low {low} --high {high}: must be finite, the first one lower")
+    return flags
+
+
+def gymnasium_model(env):
+    """Model from env.unwrapped.P. Raises InputError if the environment does not act as P says, as a fickle Taxi."""
+    table = env.unwrapped.P
+    shape = getattr(env.unwrapped, "shape", None) or [getattr(env.unwrapped, name, 0) for name in ("nrow", "ncol")]
+    model = make_model(table, env.unwrapped.initial_state_distrib, shape if math.prod(shape) == len(table) else None)
+    rng, (state, _) = np.random.default_rng(0), env.reset(seed=0)
+    for _ in range(10_000):
+        at = state, rng.integers(model.num_actions[state])
+        next_state, reward, terminated, truncated, _ = env.step(at[1])
+        listed = (model.prob[at] > 0) & (model.next_state[at] == next_state) & (model.terminated[at] == terminated)
+        if not np.any(listed & np.isclose(model.reward[at], reward)):
+            raise InputError(f"--env-id {env.spec.id}: its steps do not follow its model P; --no-model ignores P")
+        state = env.reset()[0] if terminated or truncated else next_state
+    return model
 
 
 def random_walk(num_states, left_reward):
-    """Random walk (Example 6.2, 7.1): from the center, to the left or to the right, until one end is passed.
-
-    The reward is 1 at the right end and left_reward at the left end.
-    """
-    P = {}
-    for s in range(num_states):
-        left = (0.5, max(s - 1, 0), left_reward * (s == 0), s == 0)
-        right = (0.5, min(s + 1, num_states - 1), float(s == num_states - 1), s == num_states - 1)
-        P[s] = {0: [left, right]}
-    return make_model(P, start=np.eye(num_states)[num_states // 2])
+    """From the center one step left or right, until an end is passed, the right one with reward 1 (Example 6.2, 7.1)."""
+    last = num_states - 1
+    P = {s: {0: [(0.5, max(s - 1, 0), 0, s == 0), (0.5, min(s + 1, last), 0, s == last)]} for s in range(num_states)}
+    P[0][0][0] = (0.5, 0, left_reward, True)
+    P[last][0][1] = (0.5, last, 1, True)
+    return make_model(P, np.eye(num_states)[num_states // 2])
 
 
 def maximization_bias():
-    """Example 6.7. In A, action 0 (left) leads to B and action 1 ends the episode, both with reward 0.
-
-    In B, each of 10 actions ends it, with a reward from N(-0.1, 1).
-    """
-    P = {0: {0: [(1, 1, 0, False)], 1: [(1, 0, 0, True)]}, 1: {a: [(1, 1, -0.1, True)] for a in range(10)}}
-    return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
+    """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
+    A, B = 0, 1
+    P = {A: {0: [(1, B, 0, False)], 1: [(1, A, 0, True)]}, B: {a: [(1, B, -0.1, True)] for a in range(10)}}
+    return replace(make_model(P, [1, 0]), reward_std=np.array([0, 1]))
 
 
-MAZE = """
+DYNA_MAZE = """
 .......#G
 ..#....#.
 S.#....#.
@@ -828,297 +842,187 @@ S.#....#.
 """
 
 
-def maze(text=MAZE):
-    """Dyna maze (Example 8.1): up, right, down, left; walls # block a move; reward 1 at the goal G, the end."""
-    rows = text.split()
-    shape = len(rows), len(rows[0])
-    cells = "".join(rows)
-    P = {s: {} for s in range(len(cells))}
-    for s in P:
-        row, column = divmod(s, shape[1])
-        for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
-            to = (row + down, column + right)
-            inside = 0 <= to[0] < shape[0] and 0 <= to[1] < shape[1]
-            next_s = to[0] * shape[1] + to[1] if inside else s
-            if cells[next_s] == "#":
-                next_s = s
-            goal = cells[next_s] == "G"
-            P[s][a] = [(1, next_s, float(goal), goal)]
-    return make_model(P, np.array([cell == "S" for cell in cells], float), shape)
-
-
-def make_world(args):
-    """N runs of args.env_id: a Simulator if it has a model, otherwise Environments. Raises InputError."""
-    env = make_env(args, args.max_episode_steps)
-    limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
-    if args.model and hasattr(env.unwrapped, "P") and hasattr(env.unwrapped, "initial_state_distrib"):
-        return Simulator(gymnasium_model(env), args.runs, limit)
-    number = Numbers(env.observation_space, *box_bins(env.observation_space, args))
-    world = Environments([make_env(args, limit) for _ in range(args.runs)], number)
-    if args.runs * world.legal.size > 50_000_000:
-        raise InputError(f"--bins, --runs: {args.runs} tables of {world.legal.size} numbers are too large")
-    return world
-
-
-def make_env(args, max_episode_steps=None):
-    try:
-        return gym.make(args.env_id, max_episode_steps=max_episode_steps, **json.loads(args.env_kwargs))
-    except json.JSONDecodeError as error:
-        raise InputError(f"--env-kwargs {args.env_kwargs}: is not JSON") from error
-    except (gym.error.Error, ImportError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {error}") from error
-
-
-def box_bins(space, args):
-    """--bins, --low and --high, one number per dimension of a Box [D]. Raises InputError."""
-    flags = args.bins, args.low, args.high
-    if not isinstance(space, spaces.Box):
-        if any(flags):
-            raise InputError(f"--bins, --low, --high: are for Box observations, not for {space}")
-        return flags
-    if len(space.shape) != 1 or any(len(flag) != space.shape[0] for flag in flags):
-        raise InputError(f"--bins, --low, --high: each needs one number per dimension of {space}")
-    for bins, low, high in zip(*flags):
-        check("--bins", bins, 1)
-        if not -math.inf < low < high < math.inf:
-            raise InputError(f"--low {low} --high {high}: must be finite, and low below high")
-    return flags
-
-
-def gymnasium_model(env):
-    """Model from the environment's P. Raises InputError if the environment does not behave as P says."""
-    raw = env.unwrapped
-    rows, columns = getattr(raw, "shape", None) or (getattr(raw, "nrow", 0), getattr(raw, "ncol", 0))
-    shape = (rows, columns) if rows * columns == len(raw.P) else None
-    model = make_model(raw.P, raw.initial_state_distrib, shape)
-    rng = np.random.default_rng(0)
-    state, _ = env.reset(seed=0)
-    for _ in range(10_000):
-        action = int(rng.integers(len(raw.P[state])))
-        next_state, reward, terminated, truncated, _ = env.step(action)
-        at = state, action
-        same = (model.next_state[at] == next_state) & (model.terminated[at] == terminated) & (model.prob[at] > 0)
-        if not (same & np.isclose(model.reward[at], reward)).any():
-            raise InputError(f"{env.spec.id}: step() does not follow P; with --no-model P is not used")
-        state = env.reset()[0] if terminated or truncated else next_state
-    return model
-
-
-class Figure(NamedTuple):
-    """An experiment of the book. All learners have a constant epsilon of 0.1."""
-
-    title: str
-    model: Callable
-    agents: tuple[str, ...]
-    runs: int
-    episodes: int
-    measure: str  # of an episode: its return, its steps, left (% of episodes that took it), or the error of the values
-    windows: dict  # name: which episodes the table averages
-    gamma: float = 1.0
-    alphas: tuple[float, ...] = ()  # if given, each agent is run with each of them, and the x-axis is alpha
-    limits: tuple[float, float] | None = None  # of the y-axis
+def maze(text=DYNA_MAZE):
+    """Example 8.1: moves up, right, down, left; walls # and the edge block them; reward 1 at the goal G, the end."""
+    cells = np.array([list(row) for row in text.split()])
+    moves = [(-1, 0), (0, 1), (1, 0), (0, -1)]
+    P = {}
+    for s, cell in enumerate(np.ndindex(cells.shape)):
+        P[s] = {}
+        for a, move in enumerate(moves):
+            to = tuple(np.clip(np.add(cell, move), 0, np.subtract(cells.shape, 1)))
+            to = cell if cells[to] == "#" else to
+            goal = cells[to] == "G"
+            P[s][a] = [(1, np.ravel_multi_index(to, cells.shape), float(goal), goal)]
+    return make_model(P, (cells == "S").ravel().astype(float), cells.shape)
 
 
 def cliff():
     return gymnasium_model(gym.make("CliffWalking-v1"))
 
 
+class Figure(NamedTuple):
+    """An experiment of the book: how many runs of how many episodes, and what is measured in each."""
+
+    title: str
+    model: Callable
+    agents: tuple[str, ...]
+    measure: str  # the episode's return or steps, or left, whether it took that action, or the error of the values
+    runs: int
+    episodes: int
+    windows: dict[str, slice]  # episodes that the table averages
+    ylim: tuple[float, float]
+    gamma: float = 1.0
+    alphas: tuple[float, ...] = ()  # if given, each agent has all of them in turn, and the x-axis is alpha
+
+
 TENTHS = tuple(i / 10 for i in range(1, 11))
-FINE = (0.025, 0.05, 0.075, 0.15, *TENTHS)
 FIGURES = {
     "6.2": Figure(
-        "Figure 6.2 (batch) and Example 6.2: random walk of 5 states",
-        lambda: random_walk(5, 0.0),
+        "Figure 6.2 (batch updates, left in black) and Example 6.2",
+        lambda: random_walk(5, left_reward=0),
         (
             "batch-td:initial=0.5",
-            "monte-carlo:power=1,initial=0.5",
-            *(f"td:alpha={alpha},initial=0.5" for alpha in (0.05, 0.1, 0.15)),
-            *(f"monte-carlo:alpha={alpha},initial=0.5" for alpha in (0.01, 0.02, 0.03, 0.04)),
+            "monte-carlo:initial=0.5,first_visit=false,power=1",
+            *(f"td:initial=0.5,alpha={alpha}" for alpha in (0.05, 0.1, 0.15)),
+            *(f"monte-carlo:initial=0.5,first_visit=false,alpha={alpha}" for alpha in (0.01, 0.02, 0.03, 0.04)),
         ),
-        runs=100,
-        episodes=100,
-        measure="error",
-        windows={"episode 100": slice(99, 100)},
-        limits=(0, 0.25),
+        *("error", 100, 100, {"last episode": slice(99, 100)}, (0, 0.25)),
     ),
     "6.3": Figure(
-        "Figure 6.3: cliff walking, interim (episodes 1 to 100) and asymptotic (episodes 401 to 500)",
+        "Figure 6.3: the cliff, interim (episodes 1 to 100) and asymptotic (here 401 to 500)",
         cliff,
         ("expected-sarsa", "sarsa", "q-learning"),
-        runs=50,
-        episodes=500,
-        measure="return",
-        windows={"interim": slice(0, 100), "asymptotic": slice(400, 500)},
+        *("return", 50, 500, {"interim": slice(100), "asymptotic": slice(400, 500)}, (-160, 0)),
         alphas=TENTHS,
-        limits=(-160, 0),
     ),
     "6.5": Figure(
         "Figure 6.5: maximization bias",
         maximization_bias,
         ("q-learning:alpha=0.1", "double-q-learning:alpha=0.1"),
-        runs=10_000,
-        episodes=300,
-        measure="left",
-        windows={"episodes 1-100": slice(0, 100), "251-300": slice(250, 300)},
-        limits=(0, 100),
+        *("left", 10_000, 300, {"episode 20": slice(19, 20), "last 50": slice(250, 300)}, (0, 100)),
     ),
     "6.6": Figure(
-        "Example 6.6: cliff walking",
+        "Example 6.6: the cliff",
         cliff,
         ("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
-        runs=1_000,
-        episodes=500,
-        measure="return",
-        windows={"first 100": slice(0, 100), "last 100": slice(400, 500)},
-        limits=(-100, 0),
+        *("return", 1_000, 500, {"first 100": slice(100), "last 100": slice(400, 500)}, (-100, 0)),
     ),
     "7.2": Figure(
-        "Figure 7.2: n-step TD on a random walk of 19 states",
-        lambda: random_walk(19, -1.0),
+        "Figure 7.2: n-step TD, a random walk with 19 states",
+        lambda: random_walk(19, left_reward=-1),
         tuple(f"n-step-sarsa:n={2**i}" for i in range(10)),
-        runs=100,
-        episodes=10,
-        measure="error",
-        windows={"episodes 1-10": slice(0, 10)},
-        alphas=(0.0, *sorted(FINE)),
-        limits=(0.25, 0.55),
+        *("error", 100, 10, {"episodes 1 to 10": slice(10)}, (0.25, 0.55)),
+        alphas=(0.0, 0.02, 0.05, *TENTHS),
     ),
     "8.2": Figure(
-        "Figure 8.2: Dyna-Q in a maze",
+        "Figure 8.2: Dyna-Q in the maze",
         maze,
         tuple(f"dyna-q:planning={n},alpha=0.1" for n in (0, 5, 50)),
-        runs=30,
-        episodes=50,
-        measure="steps",
-        windows={f"episode {k}": slice(k - 1, k) for k in (2, 5, 25)},
+        *("steps", 30, 50, {f"episode {k}": slice(k - 1, k) for k in (1, 2, 5, 25)}, (14, 800)),
         gamma=0.95,
-        limits=(14, 800),
-    ),
-    "12.6": Figure(
-        "Figure 12.6: TD(lambda) on a random walk of 19 states",
-        lambda: random_walk(19, -1.0),
-        tuple(f"sarsa-lambda:lam={lam},replacing=false" for lam in (0, 0.4, 0.8, 0.9, 0.95, 0.975, 0.99, 1)),
-        runs=100,
-        episodes=10,
-        measure="error",
-        windows={"episodes 1-10": slice(0, 10)},
-        alphas=(0.0, *sorted(FINE)),
-        limits=(0.25, 0.55),
     ),
 }
 
 
 class Result(NamedTuple):
-    """What one agent did: the x-axis [T], and for each curve its mean and standard error over runs, [T] each."""
+    """What an agent achieved; each curve and each column of the table is a mean over runs and its standard error."""
 
-    x: np.ndarray
-    curves: dict
-    row: dict  # of the table; for each column its mean and standard error
+    x: np.ndarray  # [T]
+    curves: dict  # name: (mean [T], error [T])
+    columns: dict  # name: (mean, error)
     q: np.ndarray  # [N, S, A]
 
 
 def train(args):
-    """Compare the agents and write the results. Returns the table's rows and the folder. Raises InputError."""
+    """Compare the agents and write the results. Returns {agent: Result} and the folder. Raises InputError."""
     args = apply_figure(args)
     check_args(args)
     folder = results_folder(args)
+    if args.figure:
+        model, copies = FIGURES[args.figure].model(), len(FIGURES[args.figure].alphas) or 1
+        world = Simulator(model, args.runs * copies, copies=copies)
+    else:
+        world = make_world(args)
+    agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in agent_names(args, world)}
+
+    results = {}
     with tqdm(unit="step", unit_scale=True, disable=None) as bar:
-        world, results = run_figure(args, bar) if args.figure else run_agents(args, bar)
+        for text, agent in agents.items():
+            bar.set_description(text)
+            run = run_figure if args.figure else run_steps
+            results[text] = run(args, agent, world, bar)
     save(folder, args, world, results)
     if args.track:
         log_to_wandb(folder, args, results)
     return results, folder
 
 
-def run_agents(args, bar):
-    """Let each agent learn in args.env_id for args.steps steps."""
-    world = make_world(args)
-    names = args.agents or (WITH_MODEL if world.model else ()) + CONTROL
-    agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in names}
-    results = {}
-    for text, agent in agents.items():
-        bar.set_description(text)
-        episodes, policies = play(agent, world, args.seed, steps=args.steps, bar=bar)
-        results[text] = summarize(args, world, agent, episodes, policies)
-    return world, results
+def agent_names(args, world):
+    """--agents, by default all that the world allows."""
+    needs_model = {name for name, agent in AGENTS.items() if issubclass(agent, ValueIteration)}
+    return args.agents or [
+        name for name in AGENTS if name not in NOT_DEFAULT and (world.model or name not in needs_model)
+    ]
 
 
-def run_figure(args, bar):
-    """Let each agent of the figure learn for the figure's number of episodes."""
+def run_steps(args, agent, world, bar):
+    """Result of args.steps steps in each run: the returns on the way, and what the greedy policy is worth."""
+    episodes, policies = play(agent, world, args.seed, steps=args.steps, bar=bar)
+    parts = len(policies)
+    part = np.ceil(episodes.end * parts / args.steps).astype(int) - 1
+    curves = {"return": mean_and_error(cell_means(part, episodes.run, episodes.ret, (parts, args.runs)))}
+
+    last = episodes.number >= np.bincount(episodes.run, minlength=args.runs)[episodes.run] - 100
+    ret = cell_means(0, episodes.run[last], episodes.ret[last], (1, args.runs))[0]  # of each run's last 100 episodes
+    columns = {"return": mean_and_error(ret)}
+    if world.model:
+        greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
+        optimum = best_return(world.model, world.limit)
+        curves["greedy"], columns["greedy"] = mean_and_error(greedy), mean_and_error(greedy[-1])
+        columns |= {"optimum": (optimum, 0.0), "gap": mean_and_error(optimum - greedy[-1])}
+    else:
+        test, _ = play(agent, world, args.seed, episodes=10, learn=False)
+        columns["greedy"] = mean_and_error(cell_means(0, test.run, test.ret, (1, args.runs))[0])
+    return Result(np.arange(1, parts + 1) * args.steps / parts, curves, columns, agent.table())
+
+
+def run_figure(args, agent, world, bar):
+    """Result of a figure's episodes in each run."""
     figure = FIGURES[args.figure]
-    alphas = figure.alphas or (None,)
-    world = Simulator(figure.model(), args.runs * len(alphas), copies=len(alphas))
-    error = error_of_values(world.model, figure.gamma) if figure.measure == "error" else None
-    results = {}
-    for text in figure.agents:
-        agent = make_agent(text, world=world, gamma=figure.gamma)
-        if figure.alphas:
-            agent.alpha = np.repeat(alphas, args.runs)  # [N], one for each run
-        bar.set_description(text)
-        with np.errstate(over="ignore", invalid="ignore"):  # TD(lambda) may diverge
-            episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error, bar=bar)
-            results[text] = summarize_figure(figure, alphas, agent, episodes)
-    return world, results
-
-
-def error_of_values(model, gamma):
-    """Root mean square error over the states, of the values of a Markov reward process."""
-    true = evaluate(model, np.ones((len(model.start), 1)), gamma)
-    return lambda agent, run: np.sqrt(((agent.q[run, :, 0] - true) ** 2).mean(-1))
-
-
-def summarize_figure(figure, alphas, agent, episodes):
+    alphas = figure.alphas or (agent.alpha,)
+    agent.alpha = np.repeat(alphas, args.runs) if figure.alphas else agent.alpha  # [N]
+    error = rms_error(world.model, figure.gamma) if figure.measure == "error" else None
+    episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error, bar=bar)
     measures = {
         "return": episodes.ret,
         "steps": episodes.length,
-        "left": 100 * (episodes.length == 2),  # Example 6.7: only from B is there a second step
+        "left": 100 * (episodes.length == 2),  # in Example 6.7 only left leads to a second step
         "error": episodes.error,
     }
-    x = np.zeros((figure.episodes, agent.world.num_runs))
-    wanted = episodes.number < figure.episodes
-    x[episodes.number[wanted], episodes.run[wanted]] = measures[figure.measure][wanted]
-    x = x.reshape(figure.episodes, len(alphas), -1)  # [E, alphas, runs]
-    windows = {name: mean_and_error(x[window].mean(0)) for name, window in figure.windows.items()}
-    if not figure.alphas:
-        row = {name: (mean[0], error[0]) for name, (mean, error) in windows.items()}
-        return Result(np.arange(1, figure.episodes + 1), {figure.measure: mean_and_error(x[:, 0])}, row, agent.table())
-    row = {}
-    for name, (mean, error) in windows.items():
-        best = np.nanargmin(mean) if figure.measure == "error" else np.nanargmax(mean)
-        row |= {name: (mean[best], error[best]), f"alpha ({name})": (alphas[best], 0.0)}
-    return Result(np.array(alphas), windows, row, agent.table())
+    x = cell_means(episodes.number, episodes.run, measures[figure.measure], (figure.episodes, world.num_runs))
+    x = x.reshape(figure.episodes, len(alphas), args.runs)
+    windows = {name: mean_and_error(x[window].mean(0)) for name, window in figure.windows.items()}  # [alphas] each
+    best = {name: (np.argmin if figure.measure == "error" else np.argmax)(windows[name][0]) for name in windows}
+    columns = {name: (mean[best[name]], error[best[name]]) for name, (mean, error) in windows.items()}
+    if figure.alphas:
+        columns |= {f"{name}, best alpha": (alphas[best[name]], 0.0) for name in windows}
+        return Result(np.array(alphas), windows, columns, agent.table())
+    curve = {figure.measure: mean_and_error(x[:, 0])}
+    return Result(np.arange(1, figure.episodes + 1), curve, columns, agent.table())
 
 
-def summarize(args, world, agent, episodes, policies):
-    """Returns while learning, and the expected return of the greedy policy without exploration."""
-    ends = np.linspace(0, args.steps, len(policies) + 1)
-    ret = np.full((len(policies), args.runs), np.nan)
-    last = np.full(args.runs, np.nan)
-    for i in range(args.runs):
-        mine = episodes.run == i
-        own, end = episodes.ret[mine], episodes.end[mine]
-        for k in range(len(policies)):
-            inside = own[(end > ends[k]) & (end <= ends[k + 1])]
-            if len(inside):
-                ret[k, i] = inside.mean()
-        if len(own):
-            last[i] = own[-100:].mean()
-    row = {"return": mean_and_error(last)}
-    curves = {"return": mean_and_error(ret)}
-    if world.model:
-        values = np.array([expected_return(world.model, policy, world.limit) for policy in policies])  # [20, N]
-        best = best_return(world.model, world.limit)
-        curves["greedy"] = mean_and_error(values)
-        row |= {"greedy": mean_and_error(values[-1]), "optimum": (best, 0.0), "gap": mean_and_error(best - values[-1])}
-    else:
-        row["greedy"] = mean_and_error(play_greedily(agent, world, args.seed))
-    return Result(ends[1:], curves, row, agent.table())
+def rms_error(model, gamma):
+    """Function of agent and runs [n]: the root mean square error of their v, over the states, [n]."""
+    v = evaluate(model, np.ones((len(model.start), 1)), gamma)
+    return lambda agent, run: np.sqrt(((agent.q[run, :, 0] - v) ** 2).mean(-1))
 
 
-def play_greedily(agent, world, seed, episodes=10):
-    """Average return of the greedy policy over some episodes, [N]."""
-    log, _ = play(Greedy(world, agent.gamma, agent.table()), world, seed, episodes=episodes)
-    return np.bincount(log.run, log.ret * (log.number < episodes)) / episodes
+def cell_means(row, column, x, shape):
+    """A table [rows, columns] of the mean of all x [M] that have its row and column; nan if there are none."""
+    cell = np.ravel_multi_index(np.broadcast_arrays(row, column), shape)
+    total, number = (np.bincount(cell, weights, math.prod(shape)) for weights in (x, None))
+    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0).reshape(shape)
 
 
 def mean_and_error(x):
@@ -1134,7 +1038,7 @@ class InputError(ValueError):
 
 
 def check(name, number, low, high=math.inf):
-    """Raises InputError unless low <= number <= high, so also for nan."""
+    """Raises InputError if number is nan or not between low and high."""
     if not low <= number <= high:
         accepted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise InputError(f"{name} {number}: must be {accepted}")
@@ -1144,9 +1048,9 @@ def apply_figure(args):
     """Args with the settings of --figure, and with the default of --runs. Raises InputError."""
     if args.figure is None:
         return replace(args, runs=20 if args.runs is None else args.runs)
-    own = {"figure", "runs", "seed", "run_dir", "track", "wandb_project_name", "wandb_entity"}
-    for field in fields(Args):
-        if field.name not in own and getattr(args, field.name) != field.default:
+    for field in fields(Args)[1:]:
+        free = field.name in ("runs", "seed", "run_dir", "track", "wandb_project_name", "wandb_entity")
+        if not free and getattr(args, field.name) != field.default:
             raise InputError(f"--figure {args.figure}: cannot be combined with --{field.name.replace('_', '-')}")
     figure = FIGURES[args.figure]
     runs = figure.runs if args.runs is None else args.runs
@@ -1158,7 +1062,8 @@ def check_args(args):
     check("--runs", args.runs, 1)
     check("--steps", args.steps, 20)
     check("--gamma", args.gamma, 0, 1)
-    check("--max-episode-steps", args.max_episode_steps or 1, 1)
+    if args.max_episode_steps is not None:
+        check("--max-episode-steps", args.max_episode_steps, 1)
     check("--seed", args.seed, 0)
     if args.track and not importlib.util.find_spec("wandb"):
         raise InputError("--track: needs wandb (pip install wandb)")
@@ -1213,29 +1118,27 @@ def save(folder, args, world, results):
     """Write args.json, curves.csv, values.csv, figure.png and table.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
-    rows = []
+    curves, values, table = [], [], []
     for text, result in results.items():
         columns = [column for curve in result.curves.values() for column in curve]
-        rows += [(text, *numbers) for numbers in zip(result.x, *columns)]
-    write(folder / "curves.csv", ["agent", x_label(args), *with_errors(result.curves)], rows)
-    write(folder / "values.csv", ["agent", "state", "action", "value"], value_rows(results))
+        curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
+        values += [(text, s, q.max(), q.argmax()) for s, q in enumerate(result.q[0])]
+        table.append([text, *(number for pair in result.columns.values() for number in pair)])
+    first = next(iter(results.values()))
+    write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
+    write(folder / "values.csv", ["agent", "state", "value", "action"], values)  # of the first run
     plot(folder / "figure.png", args, world, results)
-    rows = [(text, *(number for pair in result.row.values() for number in pair)) for text, result in results.items()]
-    write(folder / "table.csv", ["agent", *with_errors(result.row)], rows)  # written last: it marks a finished run
+    write(folder / "table.csv", ["agent", *with_error(first.columns)], table)  # written last: it marks a finished run
 
 
 def x_label(args):
-    return "step" if not args.figure else "alpha" if FIGURES[args.figure].alphas else "episode"
+    if args.figure is None:
+        return "step"
+    return "alpha" if FIGURES[args.figure].alphas else "episode"
 
 
-def with_errors(names):
+def with_error(names):
     return [column for name in names for column in (name, f"{name}_error")]
-
-
-def value_rows(results):
-    for text, result in results.items():
-        for state, q in enumerate(result.q[0]):
-            yield text, state, q.argmax(), q.max()
 
 
 def write(path, heading, rows):
@@ -1247,58 +1150,59 @@ def write(path, heading, rows):
 
 
 def plot(path, args, world, results):
-    """Write the figure: curves with standard errors; for a grid also each agent's values and greedy actions."""
+    """Write the figure: curves, and for a grid the values and the greedy actions of each agent."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    first = next(iter(results.values()))
-    grid = world.model is not None and world.model.shape
-    rows = -(-len(results) // 5) if grid else 0
-    figure = plt.figure(figsize=(4 + 4 * len(first.curves), 4.5 + 2.2 * rows), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, 2.2 * rows)) if grid else (figure, None)
-    plot_curves(upper, args, results)
-    if grid:
-        axes = lower.subplots(rows, min(5, len(results)), squeeze=False).flat
-        for ax in axes:
-            ax.axis("off")
-        for ax, (text, result) in zip(axes, results.items()):
-            plot_grid(ax, world.model, result.q.mean(0))
-            ax.set_title(text, fontsize=8)
+    num_curves = len(next(iter(results.values())).curves)
+    is_grid = world.model is not None and world.model.shape is not None
+    num_rows = math.ceil(len(results) / 5) if is_grid else 0
+    figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + 2.2 * num_rows), layout="constrained")
+    if is_grid:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, 2.2 * num_rows))
+        plot_grids(lower.subplots(num_rows, min(5, len(results)), squeeze=False).flat, world.model, results)
+    plot_curves((upper if is_grid else figure).subplots(1, num_curves, squeeze=False)[0], args, results)
+    figure.suptitle(FIGURES[args.figure].title if args.figure else args.env_id)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def plot_curves(figure, args, results):
-    setting = FIGURES.get(args.figure)
-    names = list(next(iter(results.values())).curves)
-    for name, ax in zip(names, figure.subplots(1, len(names), squeeze=False).flat):
+def plot_curves(all_axes, args, results):
+    """Means over runs, with their standard errors as shades."""
+    for i, axes in enumerate(all_axes):
         for text, result in results.items():
-            mean, error = result.curves[name]
-            ax.plot(result.x, mean, label=text, linewidth=1)
-            ax.fill_between(result.x, mean - error, mean + error, alpha=0.3)
-        ax.set(xlabel=x_label(args), ylabel=name, ylim=setting and setting.limits)
-    ax.legend(fontsize=7, frameon=False)
-    figure.suptitle(setting.title if setting else args.env_id)
+            name, (mean, error) = list(result.curves.items())[i]
+            axes.plot(result.x, mean, label=text, linewidth=1)
+            axes.fill_between(result.x, mean - error, mean + error, alpha=0.3)
+        axes.set(xlabel=x_label(args), ylabel=name)
+        if args.figure:
+            axes.set_ylim(FIGURES[args.figure].ylim)
+    axes.legend(fontsize=7, frameon=False)
 
 
-def plot_grid(ax, model, q):
-    """Values as colors, and the greedy action of each cell as an arrow in the direction in which it moves."""
+def plot_grids(all_axes, model, results):
+    """Mean of max_a Q(s, a) over runs as a color, and the action with the highest mean of Q as an arrow."""
     visited = model.visited.reshape(model.shape)
-    ax.imshow(np.where(visited, q.max(-1).reshape(model.shape), np.nan), cmap="viridis")
     rows, columns = np.nonzero(visited)
-    down, right = directions(model)[q.argmax(-1)[model.visited]].T
-    ax.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid")
+    for axes, (text, result) in zip(all_axes, results.items()):
+        q = result.q.mean(0)  # [S, A]
+        axes.imshow(np.where(visited, result.q.max(-1).mean(0).reshape(model.shape), np.nan))
+        down, right = directions(model)[q.argmax(-1)[model.visited]].T
+        axes.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid")
+        axes.set_title(text, fontsize=7)
+    for axes in all_axes:
+        axes.axis("off")
 
 
 def directions(model):
-    """Where each action moves on the grid on average, (rows, columns) [A, 2]; jumps to distant cells do not count."""
+    """Where each action leads on average, in rows and columns, [A, 2]; leaps, as from the cliff, do not count."""
     cell = np.stack(np.unravel_index(np.arange(len(model.start)), model.shape), -1)
     move = cell[model.next_state] - cell[:, None, None]  # [S, A, K, 2]
-    step = np.abs(move).sum(-1, keepdims=True) == 1
-    mean = (model.prob[..., None] * move * step).sum((0, 2))
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True).clip(1e-9)
+    is_step = np.abs(move).sum(-1, keepdims=True) == 1
+    mean = (model.prob[..., None] * move * is_step).sum((0, 2))
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def log_to_wandb(folder, args, results):
@@ -1314,13 +1218,14 @@ def log_to_wandb(folder, args, results):
             run.log(row)
 
 
-def print_table(results):
+def print_results(results):
     """One line per agent, with mean and standard error of each column."""
     width = max(map(len, results))
-    first = next(iter(results.values()))
-    print(" " * width, *(name.rjust(18) for name in first.row))
+    print(" " * width, *(name.rjust(18) for name in next(iter(results.values())).columns))
     for text, result in results.items():
-        cells = (f"{mean:.3f}" + f" +- {error:.3f}" * (error != 0) for mean, error in result.row.values())
+        cells = []
+        for mean, error in result.columns.values():
+            cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
         print(f"{text:{width}}", *(cell.rjust(18) for cell in cells))
 
 
@@ -1333,7 +1238,7 @@ def main():
     except InputError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2)
-    print_table(results)
+    print_results(results)
     print(f"results: {folder}")
 
 
