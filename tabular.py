@@ -187,14 +187,16 @@ def greedy_policy(q):
     return np.eye(q.shape[-1])[q.argmax(-1)]
 
 
-def compare(model, v, w, tolerance=1e-9):
-    """How the policy with values v [S] compares to the one with w [S]: ">" better, "<" worse, "=" equivalent.
+def compare(v, w, tolerance=1e-9):
+    """How the policy with values v [S] compares to the one with values w [S] (section 3.6).
 
-    Better means a higher value in some state and a lower one in none. "." stands for policies that are neither: the
-    order is partial (section 3.6).
+    ">" is better: higher in some state, lower in none. "<" is worse, "=" equivalent, and "." neither of these, because
+    the order is partial. States with nan do not count.
     """
-    higher, lower = (np.any((sign * (v - w))[model.visited] > tolerance) for sign in (1, -1))
-    return {(True, False): ">", (False, True): "<", (False, False): "=", (True, True): "."}[higher, lower]
+    higher, lower = np.any(v > w + tolerance), np.any(w > v + tolerance)
+    if higher and lower:
+        return "."
+    return ">" if higher else "<" if lower else "="
 
 
 def expected_return(model, actions, limit):
@@ -538,28 +540,21 @@ class DynaQ(QLearning):
         super().reset(seed)
         self.outcome = np.zeros((*self.q.shape, 3))  # reward, next state, terminated
         self.tried = np.zeros(self.q.shape, bool)
-        self.seen = np.zeros(self.q.shape[:2], int)  # states where an action was tried, in this order
-        self.num_seen = np.zeros(len(self.q), int)
 
     def learn(self, step):
         super().learn(step)
-        self.remember(step)
-        for _ in range(self.planning):
-            super().learn(self.imagine(step.run))
-
-    def remember(self, step):
-        new = ~self.tried[step.run, step.state].any(-1)
-        run = step.run[new]
-        self.seen[run, self.num_seen[run]] = step.state[new]
-        self.num_seen[run] += 1
         pair = step.run, step.state, step.action
-        self.tried[pair] = True
         self.outcome[pair] = np.stack([step.reward, step.next_state, step.terminated], -1)
+        self.tried[pair] = True
+        tried = self.tried[step.run]  # [n, S, A]
+        seen = tried.any(-1)
+        for _ in range(self.planning):
+            super().learn(self.imagine(step.run, seen, tried))
 
-    def imagine(self, run):
-        """A Step from a random state seen before, with a random action tried there."""
-        state = self.seen[run, (self.rng.random(len(run)) * self.num_seen[run]).astype(int)]
-        action = self.choose(self.tried[run, state])
+    def imagine(self, run, seen, tried):
+        """A Step from a random state seen before [n, S], with a random action tried there [n, S, A]."""
+        state = self.choose(seen)
+        action = self.choose(tried[np.arange(len(run)), state])
         reward, next_state, terminated = self.outcome[run, state, action].T
         terminated = terminated.astype(bool)
         return Step(run, state, action, reward, next_state.astype(int), terminated, terminated)
@@ -607,7 +602,8 @@ AGENTS = {
     "td": Sarsa,
     "batch-td": BatchTD,
 }
-NOT_DEFAULT = {"td", "batch-td"}  # for prediction
+PLANNERS = ("value-iteration", "policy-iteration")  # need a model
+LEARNERS = tuple(name for name in AGENTS if name not in (*PLANNERS, "td", "batch-td"))  # of control
 
 
 class Episodes(NamedTuple):
@@ -817,7 +813,7 @@ def gymnasium_model(env):
 
 
 def random_walk(num_states, left_reward):
-    """From the center one step left or right, until an end is passed, the right one with reward 1 (Example 6.2, 7.1)."""
+    """From the center to the left or to the right, until an end is passed; reward 1 at the right end (Example 6.2)."""
     last = num_states - 1
     P = {s: {0: [(0.5, max(s - 1, 0), 0, s == 0), (0.5, min(s + 1, last), 0, s == last)]} for s in range(num_states)}
     P[0][0][0] = (0.5, 0, left_reward, True)
@@ -879,7 +875,7 @@ class Figure(NamedTuple):
 TENTHS = tuple(i / 10 for i in range(1, 11))
 FIGURES = {
     "6.2": Figure(
-        "Figure 6.2 (batch updates, left in black) and Example 6.2",
+        "Figure 6.2 (the first two agents) and Example 6.2 (the others)",
         lambda: random_walk(5, left_reward=0),
         (
             "batch-td:initial=0.5",
@@ -932,6 +928,7 @@ class Result(NamedTuple):
     curves: dict  # name: (mean [T], error [T])
     columns: dict  # name: (mean, error)
     q: np.ndarray  # [N, S, A]
+    v: np.ndarray | None = None  # exact values of the greedy policy of the first run, [S]
 
 
 def train(args):
@@ -944,7 +941,8 @@ def train(args):
         world = Simulator(model, args.runs * copies, copies=copies)
     else:
         world = make_world(args)
-    agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in agent_names(args, world)}
+    names = args.agents or (PLANNERS if world.model else ()) + LEARNERS
+    agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in names}
 
     results = {}
     with tqdm(unit="step", unit_scale=True, disable=None) as bar:
@@ -956,14 +954,6 @@ def train(args):
     if args.track:
         log_to_wandb(folder, args, results)
     return results, folder
-
-
-def agent_names(args, world):
-    """--agents, by default all that the world allows."""
-    needs_model = {name for name, agent in AGENTS.items() if issubclass(agent, ValueIteration)}
-    return args.agents or [
-        name for name in AGENTS if name not in NOT_DEFAULT and (world.model or name not in needs_model)
-    ]
 
 
 def run_steps(args, agent, world, bar):
@@ -981,10 +971,12 @@ def run_steps(args, agent, world, bar):
         optimum = best_return(world.model, world.limit)
         curves["greedy"], columns["greedy"] = mean_and_error(greedy), mean_and_error(greedy[-1])
         columns |= {"optimum": (optimum, 0.0), "gap": mean_and_error(optimum - greedy[-1])}
+        v = exact_values(world.model, agent.table()[0], args.gamma)
     else:
+        v = None
         test, _ = play(agent, world, args.seed, episodes=10, learn=False)
         columns["greedy"] = mean_and_error(cell_means(0, test.run, test.ret, (1, args.runs))[0])
-    return Result(np.arange(1, parts + 1) * args.steps / parts, curves, columns, agent.table())
+    return Result(np.arange(1, parts + 1) * args.steps / parts, curves, columns, agent.table(), v)
 
 
 def run_figure(args, agent, world, bar):
@@ -1010,6 +1002,14 @@ def run_figure(args, agent, world, bar):
         return Result(np.array(alphas), windows, columns, agent.table())
     curve = {figure.measure: mean_and_error(x[:, 0])}
     return Result(np.arange(1, figure.episodes + 1), curve, columns, agent.table())
+
+
+def exact_values(model, q, gamma):
+    """v of the greedy policy of q [S, A], nan where no episode goes, [S]; None if gamma is 1 and v does not exist."""
+    try:
+        return np.where(model.visited, evaluate(model, greedy_policy(q), gamma), np.nan)
+    except InputError:
+        return None
 
 
 def rms_error(model, gamma):
@@ -1122,11 +1122,12 @@ def save(folder, args, world, results):
     for text, result in results.items():
         columns = [column for curve in result.curves.values() for column in curve]
         curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
-        values += [(text, s, q.max(), q.argmax()) for s, q in enumerate(result.q[0])]
+        v = [None] * len(result.q[0]) if result.v is None else result.v
+        values += [(text, s, q.argmax(), q.max(), v[s]) for s, q in enumerate(result.q[0])]
         table.append([text, *(number for pair in result.columns.values() for number in pair)])
     first = next(iter(results.values()))
     write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
-    write(folder / "values.csv", ["agent", "state", "value", "action"], values)  # of the first run
+    write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)  # of the first run
     plot(folder / "figure.png", args, world, results)
     write(folder / "table.csv", ["agent", *with_error(first.columns)], table)  # written last: it marks a finished run
 
@@ -1157,12 +1158,12 @@ def plot(path, args, world, results):
     import matplotlib.pyplot as plt
 
     num_curves = len(next(iter(results.values())).curves)
-    is_grid = world.model is not None and world.model.shape is not None
+    is_grid = world.model is not None and world.model.shape is not None and x_label(args) != "alpha"
     num_rows = math.ceil(len(results) / 5) if is_grid else 0
     figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + 2.2 * num_rows), layout="constrained")
     if is_grid:
         upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, 2.2 * num_rows))
-        plot_grids(lower.subplots(num_rows, min(5, len(results)), squeeze=False).flat, world.model, results)
+        plot_grids(lower.subplots(num_rows, min(5, len(results)), squeeze=False).ravel(), world.model, results)
     plot_curves((upper if is_grid else figure).subplots(1, num_curves, squeeze=False)[0], args, results)
     figure.suptitle(FIGURES[args.figure].title if args.figure else args.env_id)
     figure.savefig(path, dpi=150)
@@ -1190,19 +1191,19 @@ def plot_grids(all_axes, model, results):
         q = result.q.mean(0)  # [S, A]
         axes.imshow(np.where(visited, result.q.max(-1).mean(0).reshape(model.shape), np.nan))
         down, right = directions(model)[q.argmax(-1)[model.visited]].T
-        axes.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid")
+        axes.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid", scale_units="xy", scale=1.5)
         axes.set_title(text, fontsize=7)
     for axes in all_axes:
         axes.axis("off")
 
 
 def directions(model):
-    """Where each action leads on average, in rows and columns, [A, 2]; leaps, as from the cliff, do not count."""
+    """The neighbor to which each action leads most of the time, in rows and columns, [A, 2]."""
     cell = np.stack(np.unravel_index(np.arange(len(model.start)), model.shape), -1)
     move = cell[model.next_state] - cell[:, None, None]  # [S, A, K, 2]
-    is_step = np.abs(move).sum(-1, keepdims=True) == 1
+    is_step = np.abs(move).sum(-1, keepdims=True) == 1  # not a leap, as from the cliff to the start
     mean = (model.prob[..., None] * move * is_step).sum((0, 2))
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    return np.sign(mean) * (np.abs(mean) == np.abs(mean).max(-1, keepdims=True))
 
 
 def log_to_wandb(folder, args, results):
@@ -1229,6 +1230,17 @@ def print_results(results):
         print(f"{text:{width}}", *(cell.rjust(18) for cell in cells))
 
 
+def print_order(results):
+    """Compare the exact values of the agents' greedy policies, each with each."""
+    policies = {text: result.v for text, result in results.items() if result.v is not None}
+    if len(policies) < 2:
+        return
+    print("\ngreedy policies of the first run, row against column: > better, < worse, = equivalent, . neither")
+    for i, (text, v) in enumerate(policies.items(), 1):
+        order = "  ".join(compare(v, w) for w in policies.values())
+        print(f"{text:{max(map(len, policies))}} {i:2}  {order}")
+
+
 def main():
     """The command line. Exit status 2 for invalid input, 130 for Ctrl-C."""
     try:
@@ -1239,6 +1251,7 @@ def main():
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2)
     print_results(results)
+    print_order(results)
     print(f"results: {folder}")
 
 
