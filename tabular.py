@@ -641,7 +641,7 @@ def play(agent, world, seed, steps=math.inf, episodes=math.inf, error=None, lear
             agent.learn(Step(run, state, action, reward, next_state, terminated, ended))
         ret[run] += reward
         length[run] += 1
-        state = next_state
+        state = next_state.copy()
         if ended.any():
             done = run[ended]
             errors = error(agent, done) if error else np.zeros(len(done))
