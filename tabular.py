@@ -742,8 +742,8 @@ class Numbering:
 
     def numbers(self, elements):
         """Numbers of n elements, [n]."""
-        parts = np.array([np.hstack(element) for element in elements])
-        parts = np.floor((parts - self.low) / self.width)
+        parts = [np.hstack(x) if isinstance(x, tuple) else np.ravel(x) for x in elements]
+        parts = np.floor((np.array(parts) - self.low) / self.width)
         parts = parts.clip(0, self.sizes - 1).astype(int)  # outside of the bins: the first or the last one
         return np.ravel_multi_index(parts.T, self.sizes)
 
@@ -768,9 +768,9 @@ def make_world(args):
     """N runs of args.env_id, simulated if it has a model. Raises InputError."""
     env = make_env(args)
     limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
+    observations = Numbering(env.observation_space, *check_bins(args, env.observation_space))
     if args.model and hasattr(env.unwrapped, "P"):
         return Simulator(gymnasium_model(env), args.runs, limit)
-    observations = Numbering(env.observation_space, *check_bins(args, env.observation_space))
     numbers = args.runs * observations.total * Numbering(env.action_space).total
     check("--runs times states times actions", numbers, 1, 10**8)
     return Environments([make_env(args, limit) for _ in range(args.runs)], observations)
@@ -1226,6 +1226,7 @@ def print_results(results):
     for text, result in results.items():
         cells = []
         for mean, error in result.columns.values():
+            mean = round(mean, 3) + 0.0  # not -0.000
             cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
         print(f"{text:{width}}", *(cell.rjust(18) for cell in cells))
 

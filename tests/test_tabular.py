@@ -744,6 +744,116 @@ def test_example_6_5_the_windy_gridworld():
     assert abs(np.bincount(episodes.run).mean() - 159) < 8
 
 
+# Environments without a model
+
+
+@pytest.mark.parametrize(
+    ("space", "elements", "numbers"),
+    [
+        (spaces.Discrete(3, start=5), [5, 6, 7], [0, 1, 2]),
+        (spaces.MultiDiscrete([2, 3]), [np.array([0, 2]), np.array([1, 0])], [2, 3]),
+        (spaces.MultiDiscrete([2, 3], start=[1, -1]), [np.array([1, -1]), np.array([2, 1])], [0, 5]),
+        (spaces.Tuple([spaces.Discrete(32), spaces.Discrete(11), spaces.Discrete(2)]), [(21, 10, 1)], [483]),
+        (spaces.Tuple([spaces.MultiDiscrete([2, 2]), spaces.Discrete(3, start=1)]), [(np.array([1, 0]), 2)], [7]),
+    ],
+)
+def test_the_elements_of_finite_spaces_are_numbered(space, elements, numbers):
+    numbering = tabular.Numbering(space)
+    assert numbering.numbers(elements).tolist() == numbers
+    if not isinstance(space, spaces.Tuple):
+        everything = [numbering.element(number) for number in range(numbering.total)]
+        assert all(element in space for element in everything)
+        assert numbering.numbers(everything).tolist() == list(range(numbering.total))
+
+
+def test_boxes_are_cut_into_bins_and_what_lies_outside_belongs_to_the_first_or_last_one():
+    space = spaces.Box(-np.inf, np.inf, (2,))
+    numbering = tabular.Numbering(space, bins=(4, 2), low=(-1.0, 0.0), high=(1.0, 10.0))
+    points = np.array([[-1, 0], [-0.51, 4.9], [-0.49, 5], [0.99, 9], [7, -3], [-np.inf, np.inf]])
+    assert numbering.numbers(points).tolist() == [0, 0, 3, 7, 6, 1]
+    assert numbering.total == 8
+
+
+class Shifted(gym.Env):
+    """Observations 10 and 11, actions 5 and 6 or their pairs. The action that equals the parity of the state pays 1."""
+
+    def __init__(self, pairs=False):
+        self.observation_space = spaces.Discrete(2, start=10)
+        self.action_space = spaces.MultiDiscrete([2, 2], start=[5, 5]) if pairs else spaces.Discrete(2, start=5)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 10
+        return 10, {}
+
+    def step(self, action):
+        assert action in self.action_space
+        reward = float(np.all(action == self.state - 5))
+        self.state = 21 - self.state
+        return self.state, reward, False, False, {}
+
+
+gym.register("Shifted-v0", Shifted, max_episode_steps=4)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_observations_and_actions_that_do_not_start_at_0(pairs):
+    args = tabular.Args(env_id="Shifted-v0", env_kwargs=json.dumps({"pairs": pairs}), runs=3, steps=2_000)
+    world = tabular.make_world(args)
+    assert world.model is None and world.legal.shape == (2, 4 if pairs else 2)
+    q = learned_in(world, "q-learning:alpha=0.2", gamma=0.5, steps=2_000)
+    best = q.argmax(-1)
+    assert np.all(best == ([0, 3] if pairs else [0, 1]))
+    np.testing.assert_allclose(q.max(-1), 2, atol=0.05)  # 1 / (1 - gamma): the limit of 4 steps only truncates
+
+
+def test_without_its_model_an_environment_teaches_the_same():
+    args = tabular.Args(env_id="CliffWalking-v1", runs=2, model=False, max_episode_steps=200)
+    world = tabular.make_world(args)
+    assert isinstance(world, tabular.Environments)
+    q = learned_in(world, "q-learning:alpha=0.5,explore=0", gamma=1, steps=10_000)
+    assert tabular.expected_return(tabular.cliff(), q.argmax(-1), 100).tolist() == [-13, -13]
+
+
+def test_an_environment_that_does_not_follow_its_model_is_refused():
+    tabular.gymnasium_model(gym.make("Taxi-v4", is_rainy=True))
+    with pytest.raises(tabular.InputError, match="Taxi-v4: its steps do not follow its model P; --no-model"):
+        tabular.gymnasium_model(gym.make("Taxi-v4", fickle_passenger=True))
+    world = tabular.make_world(
+        tabular.Args(env_id="Taxi-v4", env_kwargs='{"fickle_passenger": true}', model=False, runs=1)
+    )
+    assert world.legal.shape == (500, 6)
+
+
+def test_only_the_states_that_an_episode_visits_count():
+    assert np.flatnonzero(~tabular.cliff().visited).tolist() == list(range(37, 48))
+    assert gymnasium_model("Taxi-v4").visited.sum() == 400  # the passenger is never at the destination
+    assert np.flatnonzero(~gymnasium_model("FrozenLake-v1").visited).tolist() == [5, 7, 11, 12, 15]
+
+
+@pytest.mark.parametrize(("env_id", "arrows"), [("FrozenLake-v1", "LDRU"), ("CliffWalking-v1", "URDL")])
+def test_arrows_show_where_an_action_leads(env_id, arrows):
+    steps = {"U": [-1, 0], "D": [1, 0], "L": [0, -1], "R": [0, 1]}
+    assert tabular.directions(gymnasium_model(env_id)).tolist() == [steps[arrow] for arrow in arrows]
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved_with_a_table():
+    args = tabular.Args(
+        env_id="CartPole-v1",
+        bins=(6, 6, 12, 12),
+        low=(-2.4, -3, -0.21, -3),
+        high=(2.4, 3, 0.21, 3),
+        runs=2,
+        steps=200_000,
+        agents=("q-learning:alpha=0.1,epsilon=0.02",),
+    )
+    world = tabular.make_world(args)
+    agent = tabular.make_agent(args.agents[0], world=world, gamma=0.99)
+    greedy, _ = tabular.run_steps(args, agent, world, None).columns["greedy"]
+    assert greedy >= 475
+
+
 # Learning
 
 
@@ -759,3 +869,131 @@ def test_q_learning_with_its_defaults_comes_close_to_the_optimum(env_id, steps, 
     _, policies = tabular.play(agent, world, 1, steps=steps)
     values = tabular.expected_return(world.model, policies[-1], world.limit)
     assert values.mean() >= mean and values.min() >= worst
+
+
+# The command line
+
+
+def run(*flags, cwd):
+    argv = [sys.executable, ROOT / "tabular.py", *flags]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_compares_all_agents_and_leaves_tables_and_a_figure(tmp_path):
+    done = run("--runs=3", "--steps=400", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    files = {"args.json", "curves.csv", "values.csv", "figure.png", "table.csv"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "args.json").read_text())["runs"] == 3
+    table = read(folder / "table.csv")
+    agents = [*tabular.PLANNERS, *tabular.LEARNERS]
+    assert [row["agent"] for row in table] == agents
+    assert float(table[0]["optimum"]) == pytest.approx(0.744190, abs=1e-6)
+    for row in table:
+        gap = float(row["optimum"]) - float(row["greedy"])
+        assert float(row["gap"]) == pytest.approx(gap) and gap > 0
+    assert len(read(folder / "curves.csv")) == 20 * len(agents)
+    values = read(folder / "values.csv")
+    assert len(values) == 16 * len(agents)
+    assert float(values[0]["v"]) == pytest.approx(0.542026, abs=1e-6) == float(values[0]["q"])
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:11]] == agents
+    assert lines[13].split()[:4] == ["value-iteration", "1", "=", "="]
+    assert lines[-1] == f"results: runs/{folder.name}"
+
+
+@pytest.mark.parametrize("flags", ["--figure 6.6 --runs 2", "--figure 6.2 --runs 2", "--figure 8.2 --runs 2"])
+def test_a_figure_is_drawn(tmp_path, flags):
+    done = run(*flags.split(), "--run-dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = tabular.FIGURES[flags.split()[1]]
+    assert [row["agent"] for row in read(tmp_path / "out/table.csv")] == list(settings.agents)
+    assert len(read(tmp_path / "out/curves.csv")) == settings.episodes * len(settings.agents)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        args = tabular.Args(run_dir=str(tmp_path / name), seed=seed, runs=3, steps=300)
+        tabular.train(args)
+    a, b, c = ((tmp_path / name / "curves.csv").read_text() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--runs 0", "--runs 0: must be at least 1"),
+        ("--steps 5", "--steps 5: must be at least 20"),
+        ("--gamma 1.5", "--gamma 1.5: must be between 0 and 1"),
+        ("--gamma nan", "--gamma nan: must be between 0 and 1"),
+        ("--seed -1", "--seed -1: must be at least 0"),
+        ("--max-episode-steps 0", "--max-episode-steps 0: must be at least 1"),
+        ("--figure 6.6 --gamma 0.9", "--figure 6.6: cannot be combined with --gamma"),
+        ("--figure 6.6 --env-id Taxi-v4", "--figure 6.6: cannot be combined with --env-id"),
+        ("--figure 6.7", "--figure"),
+        ("--agents nobody", "--agents nobody: the agents are value-iteration, policy-iteration, monte-carlo"),
+        ("--agents sarsa:alpha=2", "--agents sarsa:alpha=2: alpha 2: must be between 0 and 1"),
+        ("--agents n-step-sarsa:n=0", "--agents n-step-sarsa:n=0: n 0: must be at least 1"),
+        (
+            "--agents n-step-sarsa:n=1.5",
+            "--agents n-step-sarsa:n=1.5: parameters and defaults of n-step-sarsa: alpha=null",
+        ),
+        ("--agents q-learning:n=2", "--agents q-learning:n=2: parameters and defaults of q-learning: alpha=null"),
+        ("--agents value-iteration:alpha=1", "parameters and defaults of value-iteration: none"),
+        ("--agents batch-td", "--agents batch-td: is for prediction, where states have one action"),
+        (
+            "--agents value-iteration --env-id Blackjack-v1",
+            "--agents value-iteration: needs an environment with a model",
+        ),
+        ("--agents value-iteration --no-model", "--agents value-iteration: needs an environment with a model P"),
+        ("--env-id Nowhere-v0", "--env-id Nowhere-v0"),
+        ("--env-id Taxi-v3", "--env-id Taxi-v3"),
+        ("--env-kwargs {", "--env-kwargs {"),
+        ("--env-kwargs [1]", "must be a mapping"),
+        ('--env-kwargs {"wet":true}', "wet"),
+        ("--env-id CartPole-v1", "--bins, --low, --high: need 4 numbers each for the observations"),
+        ("--env-id CartPole-v1 --bins 3 3 --low 0 0 --high 1 1", "--bins, --low, --high: need 4 numbers each"),
+        ("--env-id MountainCar-v0 --bins 3 0 --low 0 0 --high 1 1", "--bins 0: must be at least 1"),
+        ("--env-id MountainCar-v0 --bins 3 3 --low 0 2 --high 1 1", "--low 2.0 --high 1.0: must be finite"),
+        ("--env-id MountainCar-v0 --bins 3 3 --low 0 0 --high 1 inf", "--low 0.0 --high inf: must be finite"),
+        ("--env-id MountainCar-v0 --bins 99999 99999 --low 0 0 --high 1 1", "must be between 1 and 100000000"),
+        ("--bins 3", "--bins, --low, --high: need 0 numbers each for the observations, Discrete(16)"),
+        ("--env-id Pendulum-v1 --bins 3 3 3 --low 0 0 0 --high 1 1 1", "is not finite"),
+        ('--env-id Taxi-v4 --env-kwargs {"fickle_passenger":true}', "its steps do not follow its model P"),
+        ('--gamma 1 --env-kwargs {"is_slippery":false} --agents q-learning --runs 0', "--runs 0"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, monkeypatch, tmp_path, flags, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tabular.py", *flags.split()])
+    with pytest.raises(SystemExit) as exit:
+        tabular.main()
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in " ".join(captured.err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_not_overwritten(tmp_path):
+    flags = "--runs=2", "--steps=100", "--agents=sarsa", "--run-dir=out"
+    assert run(*flags, cwd=tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = run(*flags, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == "tabular.py: --run-dir out: already holds results; choose another folder\n"
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_tracking_works_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    done = run("--track", "--run-dir=out", "--runs=2", "--steps=100", "--agents", "sarsa", "q-learning", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb"))
