@@ -119,11 +119,15 @@ class Model:
 def make_model(P, start, shape=None):
     """Model from P[s][a] = [(probability, next state, reward, terminated), ...], as in Gymnasium. Raises InputError."""
     num_actions = np.array([len(P[s]) for s in range(len(P))])
-    outcomes = {(s, a, k): outcome for s in P for a in P[s] for k, outcome in enumerate(P[s][a])}
-    size = len(P), num_actions.max(), 1 + max(k for _, _, k in outcomes)
-    prob, next_state, reward, terminated = np.zeros(size), np.zeros(size, int), np.zeros(size), np.zeros(size, bool)
-    for at, outcome in outcomes.items():
-        prob[at], next_state[at], reward[at], terminated[at] = outcome
+    num_outcomes = max(len(P[s][a]) for s in P for a in P[s])
+    size = len(P), num_actions.max(), num_outcomes
+    prob, reward = np.zeros(size), np.zeros(size)
+    next_state, terminated = np.zeros(size, int), np.zeros(size, bool)
+    for s in P:
+        for a in P[s]:
+            for k, outcome in enumerate(P[s][a]):
+                at = s, a, k
+                prob[at], next_state[at], reward[at], terminated[at] = outcome
     model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
@@ -150,7 +154,8 @@ def evaluate(model, policy, gamma):
     process = model.under(policy)
     S = len(process.start)
     T = np.zeros((S, S))  # probability of each next state that is not terminal
-    np.add.at(T, (np.arange(S)[:, None], process.next_state[:, 0]), process.onward[:, 0])
+    for state in range(S):
+        np.add.at(T[state], process.next_state[state, 0], process.onward[state, 0])
     if gamma == 1:  # the return is finite only if each episode ends
         can_end = reachable((T > 0).T, T.sum(1) < 1 - 1e-9)
         may_not_end = reachable((T > 0).T, ~can_end)
@@ -201,7 +206,8 @@ def compare(v, w, tolerance=1e-9):
 
 def expected_return(model, actions, limit):
     """Expected undiscounted return of deterministic policies [N, S] under a time limit, which P does not show, [N]."""
-    state, policy = np.arange(len(model.start)), np.arange(len(actions))[:, None, None]
+    state = np.arange(len(model.start))
+    policy = np.arange(len(actions))[:, None, None]
     next_state, onward = model.next_state[state, actions], model.onward[state, actions]  # [N, S, K]
     reward = model.mean_reward[state, actions]
     v = np.zeros(actions.shape)
@@ -321,7 +327,7 @@ class Learner(Agent):
     epsilon: float = 0.1
     explore: float = 0.5
     initial: float = 0.0  # Q(s, a) at first
-    limits: ClassVar = {"alpha": (0, 1), "power": (0, 1), "epsilon": (0, 1), "explore": (0, 1)}
+    limits: ClassVar = dict.fromkeys(("alpha", "power", "epsilon", "explore"), (0, 1))
 
     def reset(self, seed=None):
         super().reset(seed)
@@ -332,7 +338,9 @@ class Learner(Agent):
             self.step_size[:] = np.reshape(self.alpha, (-1, 1, 1))  # one number, or one per run
 
     def current_epsilon(self):
-        return max(self.epsilon, 1 - (1 - self.epsilon) * self.progress / max(self.explore, 1e-9))
+        if self.progress >= self.explore:
+            return self.epsilon
+        return 1 - (1 - self.epsilon) * self.progress / self.explore
 
     def act(self, run, state):
         if self.world.legal.shape[1] == 1:
@@ -407,7 +415,9 @@ class DoubleQLearning(Learner):
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.q, self.updates, self.step_size = (np.stack([x, x]) for x in (self.q, self.updates, self.step_size))
+        self.q = np.stack([self.q, self.q])  # [2, N, S, A]
+        self.updates = np.stack([self.updates, self.updates])
+        self.step_size = np.stack([self.step_size, self.step_size])
 
     def table(self):
         return self.q.mean(0)
@@ -419,7 +429,8 @@ class DoubleQLearning(Learner):
         table = self.rng.integers(2, size=len(step.run))  # the one to update
         best = self.q[table, step.run, step.next_state].argmax(-1)
         next_value = self.q[1 - table, step.run, step.next_state, best] * ~step.terminated
-        self.update((table, step.run, step.state, step.action), step.reward + self.gamma * next_value)
+        entry = table, step.run, step.state, step.action
+        self.update(entry, step.reward + self.gamma * next_value)
 
 
 @dataclass
@@ -470,9 +481,9 @@ class NStepSarsa(Sarsa):
     def learn(self, step):
         if self.time.max() == self.episode.shape[1]:
             self.episode = np.concatenate([self.episode, np.zeros_like(self.episode)], 1)
-        self.episode[step.run, self.time[step.run]] = np.stack([step.state, step.action, step.reward], -1)
+        now = step.run, self.time[step.run]
+        self.episode[now] = np.stack([step.state, step.action, step.reward], -1)
         self.time[step.run] += 1
-
         next_value = self.next_value(step) * ~step.terminated
         full = (self.time[step.run] >= self.n) & ~step.ended
         if full.any():
@@ -485,7 +496,8 @@ class NStepSarsa(Sarsa):
         time = (self.time[run] - self.n)[:, None] + np.arange(self.n)  # [n, self.n]
         state, action, reward = np.moveaxis(self.episode[run[:, None], time], -1, 0)
         target = reward @ self.gamma ** np.arange(self.n) + self.gamma**self.n * next_value
-        self.update((run, state[:, 0].astype(int), action[:, 0].astype(int)), target)
+        pair = run, state[:, 0].astype(int), action[:, 0].astype(int)
+        self.update(pair, target)
 
     def update_rest(self, run, next_value):
         """At the end of an episode, update the estimates of its last n steps, in their order."""
@@ -497,10 +509,11 @@ class NStepSarsa(Sarsa):
             next_value = ret[:, k] = reward[:, k] + self.gamma * next_value
 
         row, column = np.nonzero(time >= 0)
-        state, action = self.episode[run[row], time[row, column], :2].astype(int).T
-        pair = run[row], state, action
+        run, time, ret = run[row], time[row, column], ret[row, column]
+        state, action = self.episode[run, time, :2].astype(int).T
+        pair = run, state, action
         for visit in self.visits(np.ravel_multi_index(pair, self.q.shape)):
-            self.update(tuple(index[visit] for index in pair), ret[row, column][visit])
+            self.update((run[visit], state[visit], action[visit]), ret[visit])
 
     def visits(self, pair):
         """Positions of the first visits to each pair, then those of the second ones, and so on.
@@ -575,7 +588,8 @@ class BatchTD(Learner):
     def reset(self, seed=None):
         super().reset(seed)
         N, S, _ = self.q.shape
-        self.onward, self.reward, self.visits = np.zeros((N, S, S)), np.zeros((N, S)), np.zeros((N, S))
+        self.visits, self.reward = np.zeros((2, N, S))
+        self.onward = np.zeros((N, S, S))  # counts of steps that did not terminate
 
     def learn(self, step):
         self.visits[step.run, step.state] += 1
@@ -585,7 +599,8 @@ class BatchTD(Learner):
         visits = np.maximum(self.visits[run], 1)
         T = self.onward[run] / visits[:, :, None]
         r = np.where(self.visits[run], self.reward[run] / visits, self.initial)
-        self.q[run] = np.linalg.solve(np.eye(T.shape[1]) - self.gamma * T, r[:, :, None])
+        identity = np.eye(T.shape[1])
+        self.q[run] = np.linalg.solve(identity - self.gamma * T, r[:, :, None])
 
 
 AGENTS = {
@@ -617,23 +632,24 @@ class Episodes(NamedTuple):
     error: np.ndarray  # of the agent's values, after it
 
 
-def play(agent, world, seed, steps=math.inf, episodes=math.inf, error=None, learn=True, bar=None):
-    """Let the agent play a number of steps or of episodes in each run. It is reset and learns, or else it is greedy.
+def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True, bar=None):
+    """Let the agent play a number of steps, or of episodes, in each run. It is reset and learns, or else is greedy.
 
-    Returns Episodes and, of 20 equal parts of the steps, the greedy actions at their ends, [20, N, S].
-    error(agent, run) is the error of its values, [n].
+    Returns Episodes and, for a number of steps, the greedy actions at the ends of 20 equal parts, [20, N, S].
+    error(agent, run) is the error of its values after an episode, [n].
     """
     world_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     world.reset(world_seed)
     if learn:
         agent.reset(agent_seed)
-    run = np.arange(world.num_runs)
+    run = np.arange(world.num_runs)  # the runs that still play
     state = world.start(run)
     agent.start(run, state)
-    ret, (length, number) = np.zeros(len(run)), np.zeros((2, len(run)), int)
+    ret = np.zeros(len(run))
+    length, number = np.zeros((2, len(run)), int)
     finished, policies = [], []
     for t in count(1):
-        agent.progress = min(t / steps, 1) if steps < math.inf else 1.0
+        agent.progress = t / steps if steps else 1.0
         action = agent.act(run, state) if learn else agent.greedy(run, state)
         next_state, reward, terminated, truncated = world.step(run, action)
         ended = terminated | truncated
@@ -645,21 +661,21 @@ def play(agent, world, seed, steps=math.inf, episodes=math.inf, error=None, lear
         if ended.any():
             done = run[ended]
             errors = error(agent, done) if error else np.zeros(len(done))
-            finished.append((done, number[done], np.full(len(done), t), ret[done], length[done], errors))
+            end = np.full(len(done), t)
+            finished.append(Episodes(done, number[done], end, ret[done], length[done], errors))
             ret[done] = length[done] = 0
             number[done] += 1
             state[ended] = world.start(done)
             agent.start(done, state[ended])
+        if episodes:
             playing = number[run] < episodes
             run, state = run[playing], state[playing]
-        if t * 20 >= steps * (len(policies) + 1):
+        elif t * 20 >= steps * (len(policies) + 1):
             policies.append(agent.table().argmax(-1))
         if bar is not None:
             bar.update()
-        if t == steps or not len(run):
-            break
-    columns = zip(*finished) if finished else [[np.zeros(0)]] * 6
-    return Episodes(*map(np.concatenate, columns)), np.array(policies)
+        if t == steps or len(run) == 0:
+            return Episodes(*map(np.concatenate, zip(*finished or [[[]] * 6]))), np.array(policies)
 
 
 # From here on: worlds, the book's processes and figures, the experiment, and the command line.
@@ -672,8 +688,9 @@ class Simulator:
         self.model, self.num_runs, self.limit = model, num_runs, limit
         self.num_different = num_runs // copies  # run i has the random numbers of run i % num_different
         self.legal, self.num_actions = model.legal, model.num_actions
-        self.cdf = model.prob.cumsum(-1)
-        self.cdf[self.cdf > 1 - 1e-9] = 1  # rounding
+        self.cdf, self.start_cdf = model.prob.cumsum(-1), model.start.cumsum()
+        for cdf in self.cdf, self.start_cdf:
+            cdf[cdf > 1 - 1e-9] = 1  # otherwise rounding may leave a gap below 1
 
     def reset(self, seed=None):
         self.rng = np.random.default_rng(seed)
@@ -685,7 +702,7 @@ class Simulator:
     def start(self, run):
         """Begin an episode in these runs. Returns the first states, [n]."""
         self.time[run] = 0
-        self.state[run] = np.searchsorted(self.model.start.cumsum(), self.random(run), "right")
+        self.state[run] = np.searchsorted(self.start_cdf, self.random(run), "right")  # inverse CDF
         return self.state[run]
 
     def step(self, run, action):
@@ -722,9 +739,11 @@ class Environments:
         return self.observations.numbers([self.envs[i].reset()[0] for i in run])
 
     def step(self, run, action):
-        steps = [self.envs[i].step(self.actions.element(a)) for i, a in zip(run, action)]
+        elements = map(self.actions.element, action)
+        steps = [self.envs[i].step(element) for i, element in zip(run, elements)]
         obs, reward, terminated, truncated, _ = zip(*steps)
-        return self.observations.numbers(obs), np.array(reward, float), np.array(terminated), np.array(truncated)
+        next_state = self.observations.numbers(obs)
+        return next_state, np.array(reward, float), np.array(terminated), np.array(truncated)
 
 
 class Numbering:
@@ -765,14 +784,17 @@ def finite_parts(space):
 
 
 def make_world(args):
-    """N runs of args.env_id, simulated if it has a model. Raises InputError."""
+    """N runs of the figure's model or of args.env_id, which is simulated if it has a model. Raises InputError."""
+    if args.figure:
+        copies = max(len(FIGURES[args.figure].alphas), 1)
+        return Simulator(FIGURES[args.figure].model(), args.runs * copies, copies=copies)
     env = make_env(args)
     limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
     observations = Numbering(env.observation_space, *check_bins(args, env.observation_space))
     if args.model and hasattr(env.unwrapped, "P"):
         return Simulator(gymnasium_model(env), args.runs, limit)
-    numbers = args.runs * observations.total * Numbering(env.action_space).total
-    check("--runs times states times actions", numbers, 1, 10**8)
+    table_size = observations.total * Numbering(env.action_space).total
+    check("--runs times states times actions", args.runs * table_size, 1, 10**8)
     return Environments([make_env(args, limit) for _ in range(args.runs)], observations)
 
 
@@ -798,15 +820,16 @@ def check_bins(args, space):
 
 def gymnasium_model(env):
     """Model from env.unwrapped.P. Raises InputError if the environment does not act as P says, as a fickle Taxi."""
-    table = env.unwrapped.P
-    shape = getattr(env.unwrapped, "shape", None) or [getattr(env.unwrapped, name, 0) for name in ("nrow", "ncol")]
-    model = make_model(table, env.unwrapped.initial_state_distrib, shape if math.prod(shape) == len(table) else None)
+    raw = env.unwrapped
+    shape = getattr(raw, "shape", None) or (getattr(raw, "nrow", 0), getattr(raw, "ncol", 0))
+    is_grid = math.prod(shape) == len(raw.P)
+    model = make_model(raw.P, raw.initial_state_distrib, shape if is_grid else None)
     rng, (state, _) = np.random.default_rng(0), env.reset(seed=0)
     for _ in range(10_000):
-        at = state, rng.integers(model.num_actions[state])
-        next_state, reward, terminated, truncated, _ = env.step(at[1])
-        listed = (model.prob[at] > 0) & (model.next_state[at] == next_state) & (model.terminated[at] == terminated)
-        if not np.any(listed & np.isclose(model.reward[at], reward)):
+        action = rng.integers(model.num_actions[state])
+        next_state, reward, terminated, truncated, _ = env.step(action)
+        possible = [tuple(outcome) for p, *outcome in raw.P[state][action] if p > 0]
+        if (next_state, reward, terminated) not in possible:
             raise InputError(f"--env-id {env.spec.id}: its steps do not follow its model P; --no-model ignores P")
         state = env.reset()[0] if terminated or truncated else next_state
     return model
@@ -814,18 +837,19 @@ def gymnasium_model(env):
 
 def random_walk(num_states, left_reward):
     """From the center to the left or to the right, until an end is passed; reward 1 at the right end (Example 6.2)."""
-    last = num_states - 1
-    P = {s: {0: [(0.5, max(s - 1, 0), 0, s == 0), (0.5, min(s + 1, last), 0, s == last)]} for s in range(num_states)}
+    P = {s: {0: [(0.5, s - 1, 0, False), (0.5, s + 1, 0, False)]} for s in range(num_states)}
     P[0][0][0] = (0.5, 0, left_reward, True)
-    P[last][0][1] = (0.5, last, 1, True)
-    return make_model(P, np.eye(num_states)[num_states // 2])
+    P[num_states - 1][0][1] = (0.5, 0, 1, True)
+    return make_model(P, start=np.eye(num_states)[num_states // 2])
 
 
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
     A, B = 0, 1
-    P = {A: {0: [(1, B, 0, False)], 1: [(1, A, 0, True)]}, B: {a: [(1, B, -0.1, True)] for a in range(10)}}
-    return replace(make_model(P, [1, 0]), reward_std=np.array([0, 1]))
+    left, right = [(1, B, 0, False)], [(1, A, 0, True)]
+    from_B = [(1, B, -0.1, True)]
+    model = make_model({A: {0: left, 1: right}, B: dict.fromkeys(range(10), from_B)}, start=[1, 0])
+    return replace(model, reward_std=np.array([0, 1]))
 
 
 DYNA_MAZE = """
@@ -841,16 +865,18 @@ S.#....#.
 def maze(text=DYNA_MAZE):
     """Example 8.1: moves up, right, down, left; walls # and the edge block them; reward 1 at the goal G, the end."""
     cells = np.array([list(row) for row in text.split()])
-    moves = [(-1, 0), (0, 1), (1, 0), (0, -1)]
+    rows, columns = cells.shape
     P = {}
-    for s, cell in enumerate(np.ndindex(cells.shape)):
+    for s in range(cells.size):
+        row, column = divmod(s, columns)
         P[s] = {}
-        for a, move in enumerate(moves):
-            to = tuple(np.clip(np.add(cell, move), 0, np.subtract(cells.shape, 1)))
-            to = cell if cells[to] == "#" else to
+        for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
+            to = np.clip(row + down, 0, rows - 1), np.clip(column + right, 0, columns - 1)
+            if cells[to] == "#":
+                to = row, column
             goal = cells[to] == "G"
-            P[s][a] = [(1, np.ravel_multi_index(to, cells.shape), float(goal), goal)]
-    return make_model(P, (cells == "S").ravel().astype(float), cells.shape)
+            P[s][a] = [(1, to[0] * columns + to[1], float(goal), goal)]
+    return make_model(P, start=(cells == "S").ravel().astype(float), shape=cells.shape)
 
 
 def cliff():
@@ -858,75 +884,98 @@ def cliff():
 
 
 class Figure(NamedTuple):
-    """An experiment of the book: how many runs of how many episodes, and what is measured in each."""
+    """An experiment of the book. All learners have a constant epsilon of 0.1."""
 
     title: str
-    model: Callable
+    model: Callable[[], Model]
     agents: tuple[str, ...]
-    measure: str  # the episode's return or steps, or left, whether it took that action, or the error of the values
+    measure: str  # of an episode: its return, its steps, left (% that chose it), or the error of the values after it
     runs: int
     episodes: int
-    windows: dict[str, slice]  # episodes that the table averages
+    windows: dict[str, slice]  # the episodes that the table averages
     ylim: tuple[float, float]
     gamma: float = 1.0
-    alphas: tuple[float, ...] = ()  # if given, each agent has all of them in turn, and the x-axis is alpha
+    alphas: tuple[float, ...] = ()  # each agent has all of them in turn, and the x-axis is alpha
 
 
-TENTHS = tuple(i / 10 for i in range(1, 11))
 FIGURES = {
     "6.2": Figure(
-        "Figure 6.2 (the first two agents) and Example 6.2 (the others)",
-        lambda: random_walk(5, left_reward=0),
-        (
+        title="Figure 6.2 (batch-td; monte-carlo with power 1) and Example 6.2 (the others)",
+        model=lambda: random_walk(5, left_reward=0),
+        agents=(
             "batch-td:initial=0.5",
-            "monte-carlo:initial=0.5,first_visit=false,power=1",
+            "monte-carlo:initial=0.5,first_visit=false,power=1",  # the average of all returns
             *(f"td:initial=0.5,alpha={alpha}" for alpha in (0.05, 0.1, 0.15)),
             *(f"monte-carlo:initial=0.5,first_visit=false,alpha={alpha}" for alpha in (0.01, 0.02, 0.03, 0.04)),
         ),
-        *("error", 100, 100, {"last episode": slice(99, 100)}, (0, 0.25)),
+        measure="error",
+        runs=100,
+        episodes=100,
+        windows={"episode 100": slice(99, 100)},
+        ylim=(0, 0.25),
     ),
     "6.3": Figure(
-        "Figure 6.3: the cliff, interim (episodes 1 to 100) and asymptotic (here 401 to 500)",
-        cliff,
-        ("expected-sarsa", "sarsa", "q-learning"),
-        *("return", 50, 500, {"interim": slice(100), "asymptotic": slice(400, 500)}, (-160, 0)),
-        alphas=TENTHS,
+        title="Figure 6.3: cliff walking, episodes 1 to 100 and 401 to 500 (book: 1 to 100,000)",
+        model=cliff,
+        agents=("expected-sarsa", "sarsa", "q-learning"),
+        measure="return",
+        runs=50,
+        episodes=500,
+        windows={"interim": slice(0, 100), "asymptotic": slice(400, 500)},
+        ylim=(-160, 0),
+        alphas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     ),
     "6.5": Figure(
-        "Figure 6.5: maximization bias",
-        maximization_bias,
-        ("q-learning:alpha=0.1", "double-q-learning:alpha=0.1"),
-        *("left", 10_000, 300, {"episode 20": slice(19, 20), "last 50": slice(250, 300)}, (0, 100)),
+        title="Figure 6.5: maximization bias",
+        model=maximization_bias,
+        agents=("q-learning:alpha=0.1", "double-q-learning:alpha=0.1"),
+        measure="left",
+        runs=10_000,
+        episodes=300,
+        windows={"episode 20": slice(19, 20), "251 to 300": slice(250, 300)},
+        ylim=(0, 100),
     ),
     "6.6": Figure(
-        "Example 6.6: the cliff",
-        cliff,
-        ("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
-        *("return", 1_000, 500, {"first 100": slice(100), "last 100": slice(400, 500)}, (-100, 0)),
+        title="Example 6.6: cliff walking",
+        model=cliff,
+        agents=("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
+        measure="return",
+        runs=1_000,
+        episodes=500,
+        windows={"1 to 100": slice(0, 100), "401 to 500": slice(400, 500)},
+        ylim=(-100, 0),
     ),
     "7.2": Figure(
-        "Figure 7.2: n-step TD, a random walk with 19 states",
-        lambda: random_walk(19, left_reward=-1),
-        tuple(f"n-step-sarsa:n={2**i}" for i in range(10)),
-        *("error", 100, 10, {"episodes 1 to 10": slice(10)}, (0.25, 0.55)),
-        alphas=(0.0, 0.02, 0.05, *TENTHS),
+        title="Figure 7.2: n-step TD on a random walk of 19 states",
+        model=lambda: random_walk(19, left_reward=-1),
+        agents=tuple(f"n-step-sarsa:n={2**i}" for i in range(10)),
+        measure="error",
+        runs=100,
+        episodes=10,
+        windows={"error, 1 to 10": slice(0, 10)},
+        ylim=(0.25, 0.55),
+        alphas=(0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     ),
-    "8.2": Figure(
-        "Figure 8.2: Dyna-Q in the maze",
-        maze,
-        tuple(f"dyna-q:planning={n},alpha=0.1" for n in (0, 5, 50)),
-        *("steps", 30, 50, {f"episode {k}": slice(k - 1, k) for k in (1, 2, 5, 25)}, (14, 800)),
+    "8.2": Figure(  # the book: about 1700 steps in episode 1; by its rules that is a random walk, 869 on average
+        title="Figure 8.2: Dyna-Q in the maze",
+        model=maze,
+        agents=("dyna-q:planning=0,alpha=0.1", "dyna-q:planning=5,alpha=0.1", "dyna-q:planning=50,alpha=0.1"),
+        measure="steps",
+        runs=30,
+        episodes=50,
+        windows={f"episode {k}": slice(k - 1, k) for k in (1, 2, 5, 25)},
+        ylim=(14, 800),
         gamma=0.95,
     ),
 }
 
 
 class Result(NamedTuple):
-    """What an agent achieved; each curve and each column of the table is a mean over runs and its standard error."""
+    """What an agent achieved. Curves and columns are means over runs with their standard errors."""
 
     x: np.ndarray  # [T]
     curves: dict  # name: (mean [T], error [T])
-    columns: dict  # name: (mean, error)
+    columns: dict  # of the table, name: (mean, error)
     q: np.ndarray  # [N, S, A]
     v: np.ndarray | None = None  # exact values of the greedy policy of the first run, [S]
 
@@ -936,54 +985,53 @@ def train(args):
     args = apply_figure(args)
     check_args(args)
     folder = results_folder(args)
-    if args.figure:
-        model, copies = FIGURES[args.figure].model(), len(FIGURES[args.figure].alphas) or 1
-        world = Simulator(model, args.runs * copies, copies=copies)
-    else:
-        world = make_world(args)
+    world = make_world(args)
     names = args.agents or (PLANNERS if world.model else ()) + LEARNERS
     agents = {text: make_agent(text, world=world, gamma=args.gamma) for text in names}
 
     results = {}
+    experiment = run_figure if args.figure else run_steps
     with tqdm(unit="step", unit_scale=True, disable=None) as bar:
         for text, agent in agents.items():
             bar.set_description(text)
-            run = run_figure if args.figure else run_steps
-            results[text] = run(args, agent, world, bar)
+            results[text] = experiment(args, agent, world, bar)
+
     save(folder, args, world, results)
     if args.track:
         log_to_wandb(folder, args, results)
     return results, folder
 
 
-def run_steps(args, agent, world, bar):
-    """Result of args.steps steps in each run: the returns on the way, and what the greedy policy is worth."""
+def run_steps(args, agent, world, bar=None):
+    """Result of args.steps steps: the returns while learning, and the expected return of the greedy policy."""
     episodes, policies = play(agent, world, args.seed, steps=args.steps, bar=bar)
-    parts = len(policies)
-    part = np.ceil(episodes.end * parts / args.steps).astype(int) - 1
-    curves = {"return": mean_and_error(cell_means(part, episodes.run, episodes.ret, (parts, args.runs)))}
-
-    last = episodes.number >= np.bincount(episodes.run, minlength=args.runs)[episodes.run] - 100
-    ret = cell_means(0, episodes.run[last], episodes.ret[last], (1, args.runs))[0]  # of each run's last 100 episodes
-    columns = {"return": mean_and_error(ret)}
-    if world.model:
-        greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
-        optimum = best_return(world.model, world.limit)
-        curves["greedy"], columns["greedy"] = mean_and_error(greedy), mean_and_error(greedy[-1])
-        columns |= {"optimum": (optimum, 0.0), "gap": mean_and_error(optimum - greedy[-1])}
-        v = exact_values(world.model, agent.table()[0], args.gamma)
-    else:
-        v = None
+    x = np.arange(1, 21) * args.steps / 20
+    part = np.searchsorted(x, episodes.end)
+    ret = cell_means(part, episodes.run, episodes.ret, (20, args.runs))
+    num_episodes = np.bincount(episodes.run, minlength=args.runs)
+    recent = episodes.number >= num_episodes[episodes.run] - 100
+    recent_ret = run_means(episodes.run[recent], episodes.ret[recent], args.runs)
+    curves, columns = {"return": mean_and_error(ret)}, {"return": mean_and_error(recent_ret)}
+    if world.model is None:
         test, _ = play(agent, world, args.seed, episodes=10, learn=False)
-        columns["greedy"] = mean_and_error(cell_means(0, test.run, test.ret, (1, args.runs))[0])
-    return Result(np.arange(1, parts + 1) * args.steps / parts, curves, columns, agent.table(), v)
+        columns["greedy"] = mean_and_error(run_means(test.run, test.ret, args.runs))
+        return Result(x, curves, columns, agent.table())
+
+    greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
+    optimum = best_return(world.model, world.limit)
+    curves["greedy"] = mean_and_error(greedy)
+    columns["greedy"] = mean_and_error(greedy[-1])
+    columns["optimum"] = optimum, 0.0
+    columns["gap"] = mean_and_error(optimum - greedy[-1])
+    v = exact_values(world.model, agent.table()[0], args.gamma)
+    return Result(x, curves, columns, agent.table(), v)
 
 
-def run_figure(args, agent, world, bar):
-    """Result of a figure's episodes in each run."""
+def run_figure(args, agent, world, bar=None):
+    """Result of a figure's episodes."""
     figure = FIGURES[args.figure]
-    alphas = figure.alphas or (agent.alpha,)
-    agent.alpha = np.repeat(alphas, args.runs) if figure.alphas else agent.alpha  # [N]
+    if figure.alphas:
+        agent.alpha = np.repeat(figure.alphas, args.runs)  # [N]
     error = rms_error(world.model, figure.gamma) if figure.measure == "error" else None
     episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error, bar=bar)
     measures = {
@@ -992,16 +1040,25 @@ def run_figure(args, agent, world, bar):
         "left": 100 * (episodes.length == 2),  # in Example 6.7 only left leads to a second step
         "error": episodes.error,
     }
-    x = cell_means(episodes.number, episodes.run, measures[figure.measure], (figure.episodes, world.num_runs))
-    x = x.reshape(figure.episodes, len(alphas), args.runs)
-    windows = {name: mean_and_error(x[window].mean(0)) for name, window in figure.windows.items()}  # [alphas] each
-    best = {name: (np.argmin if figure.measure == "error" else np.argmax)(windows[name][0]) for name in windows}
-    columns = {name: (mean[best[name]], error[best[name]]) for name, (mean, error) in windows.items()}
+    size = figure.episodes, world.num_runs
+    y = cell_means(episodes.number, episodes.run, measures[figure.measure], size)
     if figure.alphas:
-        columns |= {f"{name}, best alpha": (alphas[best[name]], 0.0) for name in windows}
-        return Result(np.array(alphas), windows, columns, agent.table())
-    curve = {figure.measure: mean_and_error(x[:, 0])}
-    return Result(np.arange(1, figure.episodes + 1), curve, columns, agent.table())
+        return sweep_result(figure, y, agent)
+    columns = {name: mean_and_error(y[window].mean(0)) for name, window in figure.windows.items()}
+    curves = {figure.measure: mean_and_error(y)}
+    return Result(np.arange(1, figure.episodes + 1), curves, columns, agent.table())
+
+
+def sweep_result(figure, y, agent):
+    """Result with alpha on the x-axis; y: the measure, [episodes, alphas * runs]."""
+    y = y.reshape(len(y), len(figure.alphas), -1)
+    best = np.argmin if figure.measure == "error" else np.argmax
+    curves, columns = {}, {}
+    for name, window in figure.windows.items():
+        mean, error = curves[name] = mean_and_error(y[window].mean(0))  # [alphas]
+        i = best(mean)
+        columns |= {name: (mean[i], error[i]), f"best alpha {name}"[:18]: (figure.alphas[i], 0.0)}
+    return Result(np.array(figure.alphas), curves, columns, agent.table())
 
 
 def exact_values(model, q, gamma):
@@ -1013,16 +1070,27 @@ def exact_values(model, q, gamma):
 
 
 def rms_error(model, gamma):
-    """Function of agent and runs [n]: the root mean square error of their v, over the states, [n]."""
+    """A function of the agent and runs [n]: the root mean square error of their v over the states, [n]."""
     v = evaluate(model, np.ones((len(model.start), 1)), gamma)
-    return lambda agent, run: np.sqrt(((agent.q[run, :, 0] - v) ** 2).mean(-1))
+
+    def error(agent, run):
+        return np.sqrt(np.mean((agent.q[run, :, 0] - v) ** 2, axis=-1))
+
+    return error
 
 
-def cell_means(row, column, x, shape):
-    """A table [rows, columns] of the mean of all x [M] that have its row and column; nan if there are none."""
-    cell = np.ravel_multi_index(np.broadcast_arrays(row, column), shape)
-    total, number = (np.bincount(cell, weights, math.prod(shape)) for weights in (x, None))
-    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0).reshape(shape)
+def cell_means(row, column, x, size):
+    """Table of the given size; in each cell the mean of the x [M] with this row and column, nan if there are none."""
+    cell = np.ravel_multi_index((row, column), size)
+    total = np.bincount(cell, x, math.prod(size))
+    number = np.bincount(cell, minlength=math.prod(size))
+    with np.errstate(invalid="ignore"):
+        return (total / number).reshape(size)
+
+
+def run_means(run, x, num_runs):
+    """Mean of the x [M] of each run, [N]; nan if there are none."""
+    return cell_means(np.zeros_like(run), run, x, (1, num_runs))[0]
 
 
 def mean_and_error(x):
@@ -1122,12 +1190,13 @@ def save(folder, args, world, results):
     for text, result in results.items():
         columns = [column for curve in result.curves.values() for column in curve]
         curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
-        v = [None] * len(result.q[0]) if result.v is None else result.v
-        values += [(text, s, q.argmax(), q.max(), v[s]) for s, q in enumerate(result.q[0])]
-        table.append([text, *(number for pair in result.columns.values() for number in pair)])
+        q = result.q[0]  # of the first run
+        v = [None] * len(q) if result.v is None else result.v
+        values += zip([text] * len(q), range(len(q)), q.argmax(-1), q.max(-1), v)
+        table.append([text, *(number for column in result.columns.values() for number in column)])
     first = next(iter(results.values()))
     write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
-    write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)  # of the first run
+    write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)
     plot(folder / "figure.png", args, world, results)
     write(folder / "table.csv", ["agent", *with_error(first.columns)], table)  # written last: it marks a finished run
 
@@ -1158,14 +1227,17 @@ def plot(path, args, world, results):
     import matplotlib.pyplot as plt
 
     num_curves = len(next(iter(results.values())).curves)
-    is_grid = world.model is not None and world.model.shape is not None and x_label(args) != "alpha"
-    num_rows = math.ceil(len(results) / 5) if is_grid else 0
-    figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + 2.2 * num_rows), layout="constrained")
-    if is_grid:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, 2.2 * num_rows))
-        plot_grids(lower.subplots(num_rows, min(5, len(results)), squeeze=False).ravel(), world.model, results)
-    plot_curves((upper if is_grid else figure).subplots(1, num_curves, squeeze=False)[0], args, results)
+    has_grids = world.model is not None and world.model.shape is not None and x_label(args) != "alpha"
+    num_rows, num_columns = math.ceil(len(results) / 5), min(len(results), 5)
+    height = 2.2 * num_rows if has_grids else 0
+    figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + height), layout="constrained")
     figure.suptitle(FIGURES[args.figure].title if args.figure else args.env_id)
+    upper = figure
+    if has_grids:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, height))
+        all_axes = lower.subplots(num_rows, num_columns, squeeze=False).ravel()
+        plot_grids(all_axes, world.model, results)
+    plot_curves(upper.subplots(1, num_curves, squeeze=False)[0], args, results)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -1185,25 +1257,28 @@ def plot_curves(all_axes, args, results):
 
 def plot_grids(all_axes, model, results):
     """Mean of max_a Q(s, a) over runs as a color, and the action with the highest mean of Q as an arrow."""
-    visited = model.visited.reshape(model.shape)
-    rows, columns = np.nonzero(visited)
-    for axes, (text, result) in zip(all_axes, results.items()):
-        q = result.q.mean(0)  # [S, A]
-        axes.imshow(np.where(visited, result.q.max(-1).mean(0).reshape(model.shape), np.nan))
-        down, right = directions(model)[q.argmax(-1)[model.visited]].T
-        axes.quiver(columns, rows, right, down, color="white", angles="xy", pivot="mid", scale_units="xy", scale=1.5)
-        axes.set_title(text, fontsize=7)
+    rows, columns = np.nonzero(model.visited.reshape(model.shape))
     for axes in all_axes:
         axes.axis("off")
+    for axes, (text, result) in zip(all_axes, results.items()):
+        v = result.q.max(-1).mean(0)
+        v = np.where(model.visited, v, np.nan).reshape(model.shape)
+        axes.imshow(v)
+        best = result.q.mean(0).argmax(-1)[model.visited]
+        down, right = directions(model)[best].T
+        arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5}
+        axes.quiver(columns, rows, right, down, color="white", **arrows)
+        axes.set_title(text, fontsize=7)
 
 
 def directions(model):
     """The neighbor to which each action leads most of the time, in rows and columns, [A, 2]."""
-    cell = np.stack(np.unravel_index(np.arange(len(model.start)), model.shape), -1)
+    cell = np.argwhere(np.ones(model.shape))  # [S, 2]
     move = cell[model.next_state] - cell[:, None, None]  # [S, A, K, 2]
     is_step = np.abs(move).sum(-1, keepdims=True) == 1  # not a leap, as from the cliff to the start
     mean = (model.prob[..., None] * move * is_step).sum((0, 2))
-    return np.sign(mean) * (np.abs(mean) == np.abs(mean).max(-1, keepdims=True))
+    longer = np.abs(mean) == np.abs(mean).max(-1, keepdims=True)
+    return np.sign(mean) * longer
 
 
 def log_to_wandb(folder, args, results):
@@ -1222,7 +1297,8 @@ def log_to_wandb(folder, args, results):
 def print_results(results):
     """One line per agent, with mean and standard error of each column."""
     width = max(map(len, results))
-    print(" " * width, *(name.rjust(18) for name in next(iter(results.values())).columns))
+    names = next(iter(results.values())).columns
+    print(" " * width, *(name.rjust(18) for name in names))
     for text, result in results.items():
         cells = []
         for mean, error in result.columns.values():

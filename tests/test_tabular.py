@@ -592,7 +592,7 @@ def test_many_runs_at_once_have_the_distribution_of_single_runs():
         world = tabular.Simulator(model, num_runs)
         agent = tabular.make_agent("q-learning:alpha=0.5", world=world, gamma=1)
         episodes, _ = tabular.play(agent, world, seed, episodes=30)
-        return tabular.cell_means(0, episodes.run, episodes.ret, (1, num_runs))[0]
+        return tabular.run_means(episodes.run, episodes.ret, num_runs)
 
     many = returns(400, seed=1)
     single = np.concatenate([returns(1, seed) for seed in range(20)])
@@ -613,14 +613,11 @@ def test_copies_share_their_random_numbers():
 
 def figure(name, runs):
     args = tabular.apply_figure(tabular.Args(figure=name, runs=runs))
-    settings = tabular.FIGURES[name]
-    copies = len(settings.alphas) or 1
-    world = tabular.Simulator(settings.model(), runs * copies, copies=copies)
-    bar = None
+    world = tabular.make_world(args)
     results = {}
-    for text in settings.agents:
-        agent = tabular.make_agent(text, world=world, gamma=settings.gamma)
-        results[text] = tabular.run_figure(args, agent, world, bar)
+    for text in args.agents:
+        agent = tabular.make_agent(text, world=world, gamma=args.gamma)
+        results[text] = tabular.run_figure(args, agent, world)
     return results
 
 
@@ -634,10 +631,10 @@ def close(number, expected, error=0.0):
 def test_example_6_6_the_safe_path_of_sarsa_and_the_optimal_one_of_q_learning():
     results = figure("6.6", runs=200)
     sarsa, q_learning, expected_sarsa = (result.columns for result in results.values())
-    assert close(sarsa["last 100"], -26.6, 0.2) and close(sarsa["first 100"], -70.7, 0.3)
-    assert close(q_learning["last 100"], -50.2, 0.24) and close(q_learning["first 100"], -80.9, 0.3)
-    assert close(expected_sarsa["last 100"], -20.8, 0.06) and close(expected_sarsa["first 100"], -56.2, 0.3)
-    assert abs(expected_sarsa["last 100"][0] - -20.708) < 1  # the best policy that explores
+    assert close(sarsa["401 to 500"], -26.6, 0.2) and close(sarsa["1 to 100"], -70.7, 0.3)
+    assert close(q_learning["401 to 500"], -50.2, 0.24) and close(q_learning["1 to 100"], -80.9, 0.3)
+    assert close(expected_sarsa["401 to 500"], -20.8, 0.06) and close(expected_sarsa["1 to 100"], -56.2, 0.3)
+    assert abs(expected_sarsa["401 to 500"][0] - -20.708) < 1  # the best policy that explores
     model = tabular.cliff()
     lengths = [
         -tabular.expected_return(model, result.q.argmax(-1), 100) for result in results.values()
@@ -653,7 +650,7 @@ def test_figure_6_5_maximization_bias():
 
 
 def test_figure_6_2_batch_td_is_better_than_batch_monte_carlo_and_td_than_monte_carlo():
-    errors = {text: result.columns["last episode"] for text, result in figure("6.2", runs=100).items()}
+    errors = {text: result.columns["episode 100"] for text, result in figure("6.2", runs=100).items()}
     batch_td, batch_mc, *others = errors.values()
     assert close(batch_td, 0.039, 0.0016) and close(batch_mc, 0.057, 0.0016)
     assert batch_td[0] < batch_mc[0]
@@ -674,12 +671,12 @@ def test_the_error_at_first_is_that_of_the_initial_values():
 @pytest.mark.slow
 def test_figure_7_2_an_intermediate_n_is_best():
     results = figure("7.2", runs=100)
-    best = {text: result.columns["episodes 1 to 10"] for text, result in results.items()}
+    best = {text: result.columns["error, 1 to 10"] for text, result in results.items()}
     for n, expected in ((1, 0.347), (2, 0.278), (4, 0.263), (8, 0.281), (16, 0.324)):
         assert close(best[f"n-step-sarsa:n={n}"], expected, 0.004)
     assert min(best, key=best.get) == "n-step-sarsa:n=4"
     for result in results.values():
-        assert result.curves["episodes 1 to 10"][0][0] == pytest.approx(0.3**0.5)  # alpha 0
+        assert result.curves["error, 1 to 10"][0][0] == pytest.approx(0.3**0.5)  # alpha 0
 
 
 def test_td_lambda_on_the_random_walk_of_figure_12_6():
@@ -688,9 +685,8 @@ def test_td_lambda_on_the_random_walk_of_figure_12_6():
         world = tabular.Simulator(model, 200)
         agent = tabular.SarsaLambda(world, 1.0, alpha=alpha, lam=lam, replacing=False)
         episodes, _ = tabular.play(agent, world, 1, episodes=10, error=tabular.rms_error(model, 1.0))
-        error = tabular.cell_means(0, episodes.run, episodes.error, (1, 200))
-        mean, own_error = tabular.mean_and_error(error)
-        assert close((mean[0], own_error[0]), expected, 0.005)
+        error = tabular.run_means(episodes.run, episodes.error, 200)
+        assert close(tabular.mean_and_error(error), expected, 0.005)
 
 
 @pytest.mark.slow
