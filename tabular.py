@@ -493,11 +493,12 @@ class NStepSarsa(Sarsa):
 
     def update_oldest(self, run, next_value):
         """Update the estimate of n steps ago."""
-        time = (self.time[run] - self.n)[:, None] + np.arange(self.n)  # [n, self.n]
-        state, action, reward = np.moveaxis(self.episode[run[:, None], time], -1, 0)
-        target = reward @ self.gamma ** np.arange(self.n) + self.gamma**self.n * next_value
-        pair = run, state[:, 0].astype(int), action[:, 0].astype(int)
-        self.update(pair, target)
+        tau = self.time[run] - self.n
+        steps = np.arange(self.n)
+        rewards = self.episode[run[:, None], tau[:, None] + steps, 2]  # [n, self.n]
+        state, action = self.episode[run, tau, :2].astype(int).T
+        target = rewards @ self.gamma**steps + self.gamma**self.n * next_value
+        self.update((run, state, action), target)
 
     def update_rest(self, run, next_value):
         """At the end of an episode, update the estimates of its last n steps, in their order."""
@@ -599,8 +600,8 @@ class BatchTD(Learner):
         visits = np.maximum(self.visits[run], 1)
         T = self.onward[run] / visits[:, :, None]
         r = np.where(self.visits[run], self.reward[run] / visits, self.initial)
-        identity = np.eye(T.shape[1])
-        self.q[run] = np.linalg.solve(identity - self.gamma * T, r[:, :, None])
+        left_side = np.eye(T.shape[1]) - self.gamma * T
+        self.q[run] = np.linalg.solve(left_side, r[:, :, None])
 
 
 AGENTS = {
@@ -632,7 +633,7 @@ class Episodes(NamedTuple):
     error: np.ndarray  # of the agent's values, after it
 
 
-def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True, bar=None):
+def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True):
     """Let the agent play a number of steps, or of episodes, in each run. It is reset and learns, or else is greedy.
 
     Returns Episodes and, for a number of steps, the greedy actions at the ends of 20 equal parts, [20, N, S].
@@ -642,15 +643,18 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True, 
     world.reset(world_seed)
     if learn:
         agent.reset(agent_seed)
-    run = np.arange(world.num_runs)  # the runs that still play
+    act = agent.act if learn else agent.greedy
+    run = np.arange(world.num_runs)  # those that still play
     state = world.start(run)
     agent.start(run, state)
     ret = np.zeros(len(run))
     length, number = np.zeros((2, len(run)), int)
-    finished, policies = [], []
-    for t in count(1):
+    finished, policies = [Episodes(*np.zeros((6, 0), int))], []
+
+    bar = {"desc": type(agent).__name__, "unit": "step", "leave": False, "disable": None}
+    for t in tqdm(count(1), total=steps, **bar):
         agent.progress = t / steps if steps else 1.0
-        action = agent.act(run, state) if learn else agent.greedy(run, state)
+        action = act(run, state)
         next_state, reward, terminated, truncated = world.step(run, action)
         ended = terminated | truncated
         if learn:
@@ -672,10 +676,10 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True, 
             run, state = run[playing], state[playing]
         elif t * 20 >= steps * (len(policies) + 1):
             policies.append(agent.table().argmax(-1))
-        if bar is not None:
-            bar.update()
         if t == steps or len(run) == 0:
-            return Episodes(*map(np.concatenate, zip(*finished or [[[]] * 6]))), np.array(policies)
+            break
+    columns = zip(*finished)
+    return Episodes(*map(np.concatenate, columns)), np.array(policies)
 
 
 # From here on: worlds, the book's processes and figures, the experiment, and the command line.
@@ -821,7 +825,7 @@ def check_bins(args, space):
 def gymnasium_model(env):
     """Model from env.unwrapped.P. Raises InputError if the environment does not act as P says, as a fickle Taxi."""
     raw = env.unwrapped
-    shape = getattr(raw, "shape", None) or (getattr(raw, "nrow", 0), getattr(raw, "ncol", 0))
+    shape = getattr(raw, "shape", (getattr(raw, "nrow", 0), getattr(raw, "ncol", 0)))
     is_grid = math.prod(shape) == len(raw.P)
     model = make_model(raw.P, raw.initial_state_distrib, shape if is_grid else None)
     rng, (state, _) = np.random.default_rng(0), env.reset(seed=0)
@@ -837,7 +841,10 @@ def gymnasium_model(env):
 
 def random_walk(num_states, left_reward):
     """From the center to the left or to the right, until an end is passed; reward 1 at the right end (Example 6.2)."""
-    P = {s: {0: [(0.5, s - 1, 0, False), (0.5, s + 1, 0, False)]} for s in range(num_states)}
+    P = {}
+    for s in range(num_states):
+        left, right = (0.5, s - 1, 0, False), (0.5, s + 1, 0, False)
+        P[s] = {0: [left, right]}
     P[0][0][0] = (0.5, 0, left_reward, True)
     P[num_states - 1][0][1] = (0.5, 0, 1, True)
     return make_model(P, start=np.eye(num_states)[num_states // 2])
@@ -846,10 +853,12 @@ def random_walk(num_states, left_reward):
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
     A, B = 0, 1
-    left, right = [(1, B, 0, False)], [(1, A, 0, True)]
-    from_B = [(1, B, -0.1, True)]
-    model = make_model({A: {0: left, 1: right}, B: dict.fromkeys(range(10), from_B)}, start=[1, 0])
-    return replace(model, reward_std=np.array([0, 1]))
+    P = {A: {}, B: {}}
+    P[A][0] = [(1, B, 0, False)]
+    P[A][1] = [(1, A, 0, True)]
+    for action in range(10):
+        P[B][action] = [(1, B, -0.1, True)]
+    return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
 
 
 DYNA_MAZE = """
@@ -865,18 +874,20 @@ S.#....#.
 def maze(text=DYNA_MAZE):
     """Example 8.1: moves up, right, down, left; walls # and the edge block them; reward 1 at the goal G, the end."""
     cells = np.array([list(row) for row in text.split()])
-    rows, columns = cells.shape
+    last = np.subtract(cells.shape, 1)
+    moves = (-1, 0), (0, 1), (1, 0), (0, -1)
     P = {}
-    for s in range(cells.size):
-        row, column = divmod(s, columns)
+    for s, cell in enumerate(np.ndindex(cells.shape)):
         P[s] = {}
-        for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
-            to = np.clip(row + down, 0, rows - 1), np.clip(column + right, 0, columns - 1)
+        for a, move in enumerate(moves):
+            to = tuple(np.clip(np.add(cell, move), 0, last))
             if cells[to] == "#":
-                to = row, column
-            goal = cells[to] == "G"
-            P[s][a] = [(1, to[0] * columns + to[1], float(goal), goal)]
-    return make_model(P, start=(cells == "S").ravel().astype(float), shape=cells.shape)
+                to = cell
+            next_s = np.ravel_multi_index(to, cells.shape)
+            is_goal = cells[to] == "G"
+            P[s][a] = [(1, next_s, float(is_goal), is_goal)]
+    start = (cells == "S").ravel().astype(float)
+    return make_model(P, start, cells.shape)
 
 
 def cliff():
@@ -889,7 +900,7 @@ class Figure(NamedTuple):
     title: str
     model: Callable[[], Model]
     agents: tuple[str, ...]
-    measure: str  # of an episode: its return, its steps, left (% that chose it), or the error of the values after it
+    measure: str  # of an episode: its return, its steps, left (100 if chosen), or the error of the values after it
     runs: int
     episodes: int
     windows: dict[str, slice]  # the episodes that the table averages
@@ -898,6 +909,7 @@ class Figure(NamedTuple):
     alphas: tuple[float, ...] = ()  # each agent has all of them in turn, and the x-axis is alpha
 
 
+TENTHS = tuple(i / 10 for i in range(1, 11))
 FIGURES = {
     "6.2": Figure(
         title="Figure 6.2 (batch-td; monte-carlo with power 1) and Example 6.2 (the others)",
@@ -923,7 +935,7 @@ FIGURES = {
         episodes=500,
         windows={"interim": slice(0, 100), "asymptotic": slice(400, 500)},
         ylim=(-160, 0),
-        alphas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        alphas=TENTHS,
     ),
     "6.5": Figure(
         title="Figure 6.5: maximization bias",
@@ -952,9 +964,9 @@ FIGURES = {
         measure="error",
         runs=100,
         episodes=10,
-        windows={"error, 1 to 10": slice(0, 10)},
+        windows={"error": slice(0, 10)},
         ylim=(0.25, 0.55),
-        alphas=(0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        alphas=(0.0, 0.02, 0.05, *TENTHS),
     ),
     "8.2": Figure(  # the book: about 1700 steps in episode 1; by its rules that is a random walk, 869 on average
         title="Figure 8.2: Dyna-Q in the maze",
@@ -991,20 +1003,17 @@ def train(args):
 
     results = {}
     experiment = run_figure if args.figure else run_steps
-    with tqdm(unit="step", unit_scale=True, disable=None) as bar:
-        for text, agent in agents.items():
-            bar.set_description(text)
-            results[text] = experiment(args, agent, world, bar)
-
+    for text, agent in agents.items():
+        results[text] = experiment(args, agent, world)
     save(folder, args, world, results)
     if args.track:
         log_to_wandb(folder, args, results)
     return results, folder
 
 
-def run_steps(args, agent, world, bar=None):
+def run_steps(args, agent, world):
     """Result of args.steps steps: the returns while learning, and the expected return of the greedy policy."""
-    episodes, policies = play(agent, world, args.seed, steps=args.steps, bar=bar)
+    episodes, policies = play(agent, world, args.seed, steps=args.steps)
     x = np.arange(1, 21) * args.steps / 20
     part = np.searchsorted(x, episodes.end)
     ret = cell_means(part, episodes.run, episodes.ret, (20, args.runs))
@@ -1027,13 +1036,13 @@ def run_steps(args, agent, world, bar=None):
     return Result(x, curves, columns, agent.table(), v)
 
 
-def run_figure(args, agent, world, bar=None):
+def run_figure(args, agent, world):
     """Result of a figure's episodes."""
     figure = FIGURES[args.figure]
     if figure.alphas:
         agent.alpha = np.repeat(figure.alphas, args.runs)  # [N]
     error = rms_error(world.model, figure.gamma) if figure.measure == "error" else None
-    episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error, bar=bar)
+    episodes, _ = play(agent, world, args.seed, episodes=figure.episodes, error=error)
     measures = {
         "return": episodes.ret,
         "steps": episodes.length,
@@ -1044,7 +1053,9 @@ def run_figure(args, agent, world, bar=None):
     y = cell_means(episodes.number, episodes.run, measures[figure.measure], size)
     if figure.alphas:
         return sweep_result(figure, y, agent)
-    columns = {name: mean_and_error(y[window].mean(0)) for name, window in figure.windows.items()}
+    columns = {}
+    for name, window in figure.windows.items():
+        columns[name] = mean_and_error(y[window].mean(0))
     curves = {figure.measure: mean_and_error(y)}
     return Result(np.arange(1, figure.episodes + 1), curves, columns, agent.table())
 
@@ -1057,7 +1068,8 @@ def sweep_result(figure, y, agent):
     for name, window in figure.windows.items():
         mean, error = curves[name] = mean_and_error(y[window].mean(0))  # [alphas]
         i = best(mean)
-        columns |= {name: (mean[i], error[i]), f"best alpha {name}"[:18]: (figure.alphas[i], 0.0)}
+        columns[name] = mean[i], error[i]
+        columns[f"{name}, at alpha"] = figure.alphas[i], 0.0
     return Result(np.array(figure.alphas), curves, columns, agent.table())
 
 
@@ -1074,7 +1086,8 @@ def rms_error(model, gamma):
     v = evaluate(model, np.ones((len(model.start), 1)), gamma)
 
     def error(agent, run):
-        return np.sqrt(np.mean((agent.q[run, :, 0] - v) ** 2, axis=-1))
+        square = (agent.q[run, :, 0] - v) ** 2
+        return np.sqrt(square.mean(-1))
 
     return error
 
@@ -1192,7 +1205,8 @@ def save(folder, args, world, results):
         curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
         q = result.q[0]  # of the first run
         v = [None] * len(q) if result.v is None else result.v
-        values += zip([text] * len(q), range(len(q)), q.argmax(-1), q.max(-1), v)
+        for state, q_s in enumerate(q):
+            values.append((text, state, q_s.argmax(), q_s.max(), v[state]))
         table.append([text, *(number for column in result.columns.values() for number in column)])
     first = next(iter(results.values()))
     write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
@@ -1298,13 +1312,13 @@ def print_results(results):
     """One line per agent, with mean and standard error of each column."""
     width = max(map(len, results))
     names = next(iter(results.values())).columns
-    print(" " * width, *(name.rjust(18) for name in names))
+    print(" " * width, *(name.rjust(20) for name in names))
     for text, result in results.items():
         cells = []
         for mean, error in result.columns.values():
             mean = round(mean, 3) + 0.0  # not -0.000
             cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
-        print(f"{text:{width}}", *(cell.rjust(18) for cell in cells))
+        print(f"{text:{width}}", *(cell.rjust(20) for cell in cells))
 
 
 def print_order(results):

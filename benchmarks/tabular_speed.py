@@ -1,4 +1,4 @@
-"""Seconds per run of Example 6.6 and Figure 7.2: tabular.py, and one run after another in a plain loop.
+"""CPU seconds per run of Example 6.6 and Figure 7.2: tabular.py, and one run after another in a plain loop.
 
 The plain loops follow the book's pseudocode with NumPy arrays, as most published code for the book does. They do fewer
 runs, so times are compared per run; the results of both are printed too, to show that they are the same experiment.
@@ -79,22 +79,22 @@ def plain_walk(rng, n, alpha, episodes=10, num_states=19):
 def time_figure(name, runs):
     """Results of tabular.py and its seconds per run."""
     args = tabular.apply_figure(tabular.Args(figure=name, runs=runs))
-    start = time.perf_counter()
+    start = time.process_time()
     world = tabular.make_world(args)
     results = {}
     for text in args.agents:
         agent = tabular.make_agent(text, world=world, gamma=args.gamma)
         results[text] = tabular.run_figure(args, agent, world)
-    return results, (time.perf_counter() - start) / runs
+    return results, (time.process_time() - start) / runs
 
 
 def compare_cliff(runs, plain_runs):
     results, ours = time_figure("6.6", runs)
     rng = np.random.default_rng(1)
-    start, plain = time.perf_counter(), {}
+    start, plain = time.process_time(), {}
     for kind in ("sarsa", "q-learning", "expected-sarsa"):
         plain[kind] = np.array([plain_cliff(rng, kind)[-100:].mean() for _ in range(plain_runs)])
-    theirs = (time.perf_counter() - start) / plain_runs
+    theirs = (time.process_time() - start) / plain_runs
     for text, result in results.items():
         mean, error = tabular.mean_and_error(plain[text.split(":")[0]])
         print(f"  {text}: {result.columns['401 to 500'][0]:.2f}, plain {mean:.2f} +- {error:.2f}")
@@ -104,12 +104,12 @@ def compare_cliff(runs, plain_runs):
 def compare_walk(runs, plain_runs):
     results, ours = time_figure("7.2", runs)
     rng = np.random.default_rng(1)
-    start, plain = time.perf_counter(), {}
+    start, plain = time.process_time(), {}
     for text in results:
         n = int(text.split("=")[1])
         for alpha in tabular.FIGURES["7.2"].alphas:
             plain[text, alpha] = np.array([plain_walk(rng, n, alpha) for _ in range(plain_runs)])
-    theirs = (time.perf_counter() - start) / plain_runs
+    theirs = (time.process_time() - start) / plain_runs
     for text, result in results.items():
         (best, _), (alpha, _) = result.columns.values()
         print(f"  {text}, alpha {alpha}: {best:.3f}, plain {plain[text, alpha].mean():.3f}")
