@@ -1,4 +1,4 @@
-"""Tabular reinforcement learning: dynamic programming, Monte Carlo and temporal differences, beside exact values.
+"""Tabular reinforcement learning: dynamic programming, Monte Carlo and temporal-difference learning.
 
 Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapters 3 to 8 and section 12.7.
 Read it after bandit.py. dqn.py is q-learning with a network in place of the table.
@@ -6,26 +6,31 @@ Read it after bandit.py. dqn.py is q-learning with a network in place of the tab
 In state s an agent takes action a, receives reward r and comes to state s'. The return is the sum of the rewards to
 come, each discounted by gamma per step. v(s) is the expected return from s, and q(s, a) the expected return after a.
 
-- Does Bellman's equation hold for any policy? There are two. v(s) = E[r + gamma v(s')], a drawn from pi, holds for any
-  policy pi (Eq. 3.14) and is linear in v. v(s) = max_a E[r + gamma v(s')] holds for optimal policies only (Eq. 3.19).
-- Bootstrapping or sampling? A method bootstraps if its target contains an estimate, the value of the next state. It
-  samples if it uses one next state that occurred instead of the expectation over all of them, which needs a model.
-  Dynamic programming bootstraps and does not sample. Monte Carlo samples and does not bootstrap: no bias from wrong
-  estimates, but the variance of a whole episode. Temporal differences do both. n and lambda choose a degree between.
-- On-policy or off-policy? An on-policy method learns the values of the policy that acts, exploration included: sarsa,
-  expected-sarsa, monte-carlo, n-step-sarsa, sarsa-lambda. q-learning acts with the same policy but learns the values of
-  the greedy one. At the cliff (--figure 6.6) it therefore walks along the edge, and falls when it explores.
-- Why is there no target network? An update of Q(s, a) changes no other entry of a table, so the target does not follow
-  the estimate, and q-learning converges. An update of a network changes all values, also those in its own targets.
-- Why is truncation not termination? After a terminal state no reward can come, so its value is 0. At a time limit the
-  task could go on from s', so its estimated value belongs in the target. With 0 in its place, a state would seem worse
-  the later it is usually reached, although the table does not know the time.
+- value-iteration and policy-iteration know the probabilities p(s', r | s, a) and compute the optimal q. They
+  need an environment that tells them, such as FrozenLake, CliffWalking or Taxi.
+- monte-carlo, sarsa, expected-sarsa, q-learning, double-q-learning, n-step-sarsa, sarsa-lambda and dyna-q learn q from
+  experience. Their targets for Q(s, a) differ. The fields of their classes are the parameters that --agents takes.
+- Prediction, the evaluation of a given policy, is control with one action per state: model.under(policy) is such a
+  process. Then sarsa is TD(0), n-step-sarsa is n-step TD, and value iteration is iterative policy evaluation.
 
-Prediction, the evaluation of a given policy, is control with a single action per state: model.under(policy) is such a
-process. With one action sarsa is TD(0), n-step-sarsa n-step TD, sarsa-lambda TD(lambda), and value iteration is
-iterative policy evaluation. There is no other code for v.
+Questions that a learner asks:
 
-All N runs of an agent step together. Shapes: S states, A actions, K outcomes of an action; n of the N runs.
+- Does Bellman's equation hold for any policy? There are two equations. v(s) = E[r + gamma v(s')], with a from pi, holds
+  for any policy pi (Eq. 3.14). v(s) = max_a E[r + gamma v(s')] holds only for optimal policies (Eq. 3.19).
+- Bootstrapping or sampling? A method bootstraps if its target contains an estimate, that of the next state. It samples
+  if it uses one next state that occurred, instead of an expectation over all, for which it would need a model. Dynamic
+  programming bootstraps. Monte Carlo samples: it has the variance of a whole episode, but no bias from wrong estimates.
+  Temporal-difference learning does both. The parameters n and lambda choose how much it bootstraps.
+- On-policy or off-policy? On-policy methods learn the values of the policy that acts, including its exploration: all
+  learners but three. q-learning, double-q-learning and dyna-q explore too, but learn the values of the greedy policy.
+  At the cliff (--figure 6.6) the greedy policy walks along the edge, and the agent falls when it explores.
+- Why is there no target network? In a table, an update of Q(s, a) changes no other entry, so a target does not move
+  with the estimate, and q-learning converges. In a network, an update changes all values, also those in its targets.
+- Why is truncation not termination? No reward follows a terminal state, so its value is 0. A time limit is not part of
+  the state. The task could go on from s', so the target needs the estimated value of s'. With 0 in its place, a state
+  that is often reached late would seem worse than it is.
+
+Shapes: N runs, n of them; S states; A actions; K outcomes of an action.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -323,7 +328,7 @@ class Learner(Agent):
     """
 
     alpha: float | None = None  # step size; null: n^-power at the n-th update of Q(s, a)
-    power: float = 0.5
+    power: float = 0.5  # convergence with probability 1 needs more than 0.5, but is slower
     epsilon: float = 0.1
     explore: float = 0.5
     initial: float = 0.0  # Q(s, a) at first
@@ -464,7 +469,7 @@ class SarsaLambda(Sarsa):
 
 @dataclass
 class NStepSarsa(Sarsa):
-    """n-step Sarsa (Eq. 7.4, 7.5): the target has n rewards and then the value of the state and action reached."""
+    """n-step Sarsa (Eq. 7.4, 7.5): the target has n rewards, then the value of the state and action reached."""
 
     n: int = 4
     limits: ClassVar = {"n": (1, math.inf), **Learner.limits}
@@ -530,7 +535,10 @@ class NStepSarsa(Sarsa):
 
 @dataclass
 class MonteCarlo(NStepSarsa):
-    """Monte Carlo control (section 5.4): the target is the return of the rest of the episode, n-step with any n."""
+    """Monte Carlo control (section 5.4): the target is the return of the rest of the episode.
+
+    It is n-step Sarsa with n larger than any episode. Only a truncated episode ends with an estimate.
+    """
 
     n: ClassVar = 2**60
     first_visit: bool = True  # update only the first visit to a pair (s, a) in an episode; otherwise every visit
@@ -1312,6 +1320,8 @@ def print_results(results):
     """One line per agent, with mean and standard error of each column."""
     width = max(map(len, results))
     names = next(iter(results.values())).columns
+    if "greedy" in names:
+        print("return: of the last 100 episodes while learning; greedy: of the greedy policy; optimum: of any policy")
     print(" " * width, *(name.rjust(20) for name in names))
     for text, result in results.items():
         cells = []

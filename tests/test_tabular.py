@@ -900,8 +900,8 @@ def test_a_run_compares_all_agents_and_leaves_tables_and_a_figure(tmp_path):
     assert len(values) == 16 * len(agents)
     assert float(values[0]["v"]) == pytest.approx(0.542026, abs=1e-6) == float(values[0]["q"])
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:11]] == agents
-    assert lines[13].split()[:4] == ["value-iteration", "1", "=", "="]
+    assert [line.split()[0] for line in lines[2:12]] == agents
+    assert lines[14].split()[:4] == ["value-iteration", "1", "=", "="]
     assert lines[-1] == f"results: runs/{folder.name}"
 
 
@@ -943,6 +943,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path):
         ),
         ("--agents q-learning:n=2", "--agents q-learning:n=2: parameters and defaults of q-learning: alpha=null"),
         ("--agents value-iteration:alpha=1", "parameters and defaults of value-iteration: none"),
+        ("--agents monte-carlo:n=3", "parameters and defaults of monte-carlo: alpha=null"),
         ("--agents batch-td", "--agents batch-td: is for prediction, where states have one action"),
         (
             "--agents value-iteration --env-id Blackjack-v1",
