@@ -1274,7 +1274,7 @@ def plot_curves(all_axes, args, results):
         axes.set(xlabel=x_label(args), ylabel=name)
         if args.figure:
             axes.set_ylim(FIGURES[args.figure].ylim)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
 
 
 def plot_grids(all_axes, model, results):
@@ -1288,8 +1288,8 @@ def plot_grids(all_axes, model, results):
         axes.imshow(v)
         best = result.q.mean(0).argmax(-1)[model.visited]
         down, right = directions(model)[best].T
-        arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5}
-        axes.quiver(columns, rows, right, down, color="white", **arrows)
+        arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5, "width": 0.02}
+        axes.quiver(columns, rows, right, down, facecolor="white", edgecolor="black", linewidth=0.3, **arrows)
         axes.set_title(text, fontsize=7)
 
 
