@@ -1316,8 +1316,8 @@ def log_to_wandb(folder, args, results):
             run.log(row)
 
 
-def print_results(results):
-    """One line per agent, with mean and standard error of each column."""
+def print_table(results):
+    """One line per agent, with mean and standard error of each column. Then the order of the agents' policies."""
     width = max(map(len, results))
     names = next(iter(results.values())).columns
     if "greedy" in names:
@@ -1329,6 +1329,7 @@ def print_results(results):
             mean = round(mean, 3) + 0.0  # not -0.000
             cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
         print(f"{text:{width}}", *(cell.rjust(20) for cell in cells))
+    print_order(results)
 
 
 def print_order(results):
@@ -1345,14 +1346,13 @@ def print_order(results):
 def main():
     """The command line. Exit status 2 for invalid input, 130 for Ctrl-C."""
     try:
-        results, folder = train(tyro.cli(Args, description=__doc__))
+        table, folder = train(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)
     except InputError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2)
-    print_results(results)
-    print_order(results)
+    print_table(table)
     print(f"results: {folder}")
 
 

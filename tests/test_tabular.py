@@ -964,7 +964,10 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path):
         ("--bins 3", "--bins, --low, --high: need 0 numbers each for the observations, Discrete(16)"),
         ("--env-id Pendulum-v1 --bins 3 3 3 --low 0 0 0 --high 1 1 1", "is not finite"),
         ('--env-id Taxi-v4 --env-kwargs {"fickle_passenger":true}', "its steps do not follow its model P"),
-        ('--gamma 1 --env-kwargs {"is_slippery":false} --agents q-learning --runs 0', "--runs 0"),
+        (
+            '--gamma 1 --env-kwargs {"desc":["SF","FF"]} --agents policy-iteration',
+            "--gamma 1: some policy never ends its episode (it is improper); choose a smaller gamma",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, monkeypatch, tmp_path, flags, sentence):
