@@ -600,6 +600,31 @@ def test_many_runs_at_once_have_the_distribution_of_single_runs():
     assert abs(many.mean() - single.mean()) < 5 * error
 
 
+def test_the_standard_error_by_hand():
+    mean, error = tabular.mean_and_error(np.array([[1.0, 2, 3, 6], [5, 5, 5, 5]]))
+    assert mean.tolist() == [3, 5]
+    np.testing.assert_allclose(error, [(14 / 3) ** 0.5 / 2, 0])
+    assert np.isnan(tabular.mean_and_error(np.ones((2, 1)))[1]).all()
+
+
+def test_the_table_has_the_return_of_the_last_100_episodes():
+    args = tabular.Args(runs=3, steps=3_000)
+    world = tabular.make_world(args)
+    agent = tabular.make_agent("q-learning", world=world, gamma=0.99)
+    mean, _ = tabular.run_steps(args, agent, world).columns["return"]
+    episodes, _ = tabular.play(agent, world, args.seed, steps=args.steps)
+    returns = [episodes.ret[episodes.run == run] for run in range(3)]
+    assert all(len(ret) > 150 for ret in returns)
+    assert mean == pytest.approx(np.mean([ret[-100:].mean() for ret in returns]))
+
+
+def test_value_iteration_without_a_finite_value_is_refused():
+    model = tabular.make_model({0: {0: [(1, 0, 1, False)]}}, [1.0])
+    assert tabular.value_iteration(model, 0.5) == pytest.approx(2)
+    with pytest.raises(tabular.InputError, match="--gamma 1: value iteration does not converge"):
+        tabular.value_iteration(model, 1)
+
+
 def test_copies_share_their_random_numbers():
     world = tabular.Simulator(tabular.random_walk(19, -1.0), 6, copies=3)
     agent, history = recorded("td:alpha=0.1", world, steps=300)
