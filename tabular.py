@@ -69,7 +69,7 @@ class Args:
     high: tuple[float, ...] = ()  # upper end of the last interval, per dimension
     model: bool = True  # plan and simulate with the environment's probabilities P, if it has them
     runs: int | None = None  # N, runs per agent; default 20, with --figure the figure's own
-    steps: int = 20_000  # environment steps per run
+    steps: int = 15_000  # environment steps per run
     max_episode_steps: int | None = None  # time limit; default the environment's own, or 1000 if it has none
     gamma: float = 0.99  # discount factor
     seed: int = 1  # same seed, same results
