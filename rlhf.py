@@ -53,7 +53,9 @@ from tqdm import tqdm
 CHECKPOINT = "rlhf 1"  # script and format; load refuses all others
 ADV_STD_FLOOR = 0.1  # added to the standard deviation of the advantages
 UNFINISHED = -1.0  # highest score of a response that was cut off before <eos>
-SFT_BATCH, LABEL_BATCH, WARMUP = 64, 64, 0.1  # texts, rankings; share of a stage in which the learning rate rises
+SFT_BATCH, LABEL_BATCH = 64, 64  # texts or rankings per gradient step
+WARMUP = 0.1  # share of a stage in which the learning rate rises
+KL_HORIZON = 2_560  # responses in which beta may change by a factor of about 1.2
 
 
 @dataclass
@@ -191,6 +193,16 @@ def decode(rows):
     return [" ".join(VOCABULARY[i] for i in row if i not in (EOS, PAD)) for row in rows.tolist()]
 
 
+def dish_of(prompt):
+    return prompt.split()[3]
+
+
+def log_likelihood(prompt, response):
+    """The language's log-probability of a response; -inf if it is not grammatical."""
+    prob = likelihood(("RESPONSE",), tuple(response.split()), dish_of(prompt))
+    return math.log(prob) if prob else -math.inf
+
+
 ALL_PROMPTS = [prompt.replace("DISH", dish) for prompt in PROMPTS for dish in DISHES]
 
 
@@ -253,6 +265,11 @@ def group_standardize(score, group_size):
     """GRPO's advantage: score of a response, standardized among those to the same prompt; [B] -> [B]."""
     groups = score.view(-1, group_size)
     return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def dpo_loss(log_ratio, beta):
+    """Preference loss of the rewards for which a policy is optimal, beta log(pi / ref); log_ratio [B, K], best first."""
+    return preference_loss(beta * log_ratio)
 
 
 def k3(log_ratio):
@@ -339,9 +356,9 @@ def finetune(models, run, args):
     prompts, responses = speak(1_000)
     obs, act = encode(prompts).to(device), encode(responses, "<eos>", MAX_WORDS).to(device)
     with torch.no_grad():
-        loss = -agent.policy(obs, act).log_prob(act).sum().item() / (act != PAD).sum().item()
-    entropy = -sum(map(log_likelihood, prompts, responses)) / (act != PAD).sum().item()
-    run.verdict(f"{loss:.3f} nats per word of new texts; the language itself has {entropy:.3f}")
+        loss = -agent.policy(obs, act).log_prob(act).sum().item()
+    entropy, words = -sum(map(log_likelihood, prompts, responses)), (act != PAD).sum().item()
+    run.verdict(f"{loss / words:.3f} nats per word of new texts; the language itself has {entropy / words:.3f}")
 
 
 def rankings(models, writers, size, args):
@@ -402,7 +419,7 @@ def improve(models, run, args):
             pi, ref = agent.policy(obs, act), next_words(models.reference, obs, act)
             logp, ref_logp, score = pi.log_prob(act), ref.log_prob(act), models.score(obs, act)
             adv, ret = advantages(agent, score, logp - ref_logp, obs, act, args)
-            metrics = measure(models, pi, ref, score, obs, act)
+            metrics = {name: x.mean().item() for name, x in measure(models, pi, ref, score, obs, act).items()}
 
         # Improve.
         metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
@@ -422,7 +439,7 @@ def improve_directly(models, run, args):
         with torch.no_grad():
             ref_logp = next_words(models.reference, obs, act).log_prob(act)
         log_ratio = (agent.policy(obs, act).log_prob(act) - ref_logp).sum(-1)
-        loss = dpo_loss(log_ratio.view(-1, args.num_ranked), agent.kl_coef / models.reward_model.gain)
+        loss = dpo_loss(log_ratio.view(-1, args.num_ranked), agent.kl_coef * models.reward_model.std)
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
 
@@ -658,17 +675,293 @@ def adam(learning_rate, *models):
 
 
 def measure(models, pi, ref, score, obs, act):
-    """Means over responses [B, T] of the policy, whose distributions are pi."""
+    """What is known of each response of a policy with distributions pi, [B] each."""
     is_word = act != PAD
-    length = is_word.sum(-1).float()
-    metrics = {"score": score, "gold": models.gold(obs, act), "kl": (pi.kl(ref) * is_word).sum(-1)}
-    metrics |= {"entropy": (pi.entropy() * is_word).sum(-1) / length, "length": length}
-    metrics["finished"] = (act == EOS).any(-1).float()
-    metrics["grammatical"] = torch.tensor(
-        [likelihood(("RESPONSE",), tuple(words.split()), dish_of(prompt)) > 0 for prompt, words in zip(decode(obs), decode(act))]
-    ).float()
-    return {name: x.mean().item() for name, x in metrics.items()}
+    grammatical = [likelihood(("RESPONSE",), tuple(r.split()), dish_of(p)) > 0 for p, r in zip(decode(obs), decode(act))]
+    return {
+        "score": score,
+        "gold": models.gold(obs, act),
+        "kl": (pi.kl(ref) * is_word).sum(-1),  # exact in each state, not from the sampled word alone
+        "entropy": (pi.entropy() * is_word).sum(-1) / is_word.sum(-1),
+        "length": is_word.sum(-1).float(),
+        "finished": (act == EOS).any(-1).float(),
+        "grammatical": torch.tensor(grammatical, dtype=torch.float, device=act.device),
+    }
+
+
+def pair_accuracy(score, gold, noise):
+    """Expected share of a ranking's noisy pairs that score [B, K] predicts, and that the judge's own gold predicts."""
+    better, worse = torch.triu_indices(gold.shape[1], gold.shape[1], 1)
+    agree = torch.sigmoid((gold[:, better] - gold[:, worse]) / max(noise, 1e-9))  # that better is ranked higher
+    correct = torch.where(score[:, better] > score[:, worse], agree, 1 - agree)
+    return correct.mean().item(), torch.max(agree, 1 - agree).mean().item()
+
+
+def win_rate(gold, other):
+    """Share of pairs, one from each row of [P, B], in which gold is higher than other; ties count half."""
+    return ((gold[:, :, None] - other[:, None, :]).sign() + 1).mean().item() / 2
+
+
+def optimum(score, logp, ref_logp, kl_coef):
+    """Highest possible J, the mean over prompts of beta log E_ref[exp(score / beta)]; arguments [prompts, samples].
+
+    By importance sampling: half of each row comes from the policy, which is close to the optimal one, half from the
+    reference. The second result is the share of the samples that count (Kong's effective sample size).
+    """
+    log_mixture = torch.logaddexp(logp, ref_logp) - math.log(2)
+    log_weight = ref_logp + score / kl_coef - log_mixture
+    weight = log_weight.softmax(1)
+    highest = kl_coef * (log_weight.logsumexp(1) - math.log(score.shape[1]))
+    return highest.mean().item(), (1 / (weight**2).sum(1) / score.shape[1]).mean().item()
+
+
+@torch.no_grad()
+def evaluate(models, responses):
+    """Reference and policy on the same prompts: their means, how often the policy wins, J and its optimum; samples."""
+    agent, reference = models.agent, models.reference
+    repeats = max(1, responses // len(ALL_PROMPTS))
+    obs = encode([prompt for prompt in ALL_PROMPTS for _ in range(repeats)]).to(models.device)
+    results, texts, parts = {}, {"prompt": decode(obs)}, []
+    for name, writer in ("reference", reference), ("policy", agent.actor):
+        act = sample(writer, obs, MAX_WORDS)
+        ref = next_words(reference, obs, act)
+        score = models.score(obs, act)
+        measured = measure(models, next_words(writer, obs, act), ref, score, obs, act)
+        parts.append({"gold": measured["gold"], "score": score, "ref_logp": ref.log_prob(act).sum(-1)})
+        parts[-1]["logp"] = agent.policy(obs, act).log_prob(act).sum(-1)
+        results[name] = {key: x.mean().item() for key, x in measured.items()}
+        results[name]["gold_std"] = measured["gold"].std().item()
+        texts[name] = list(zip(decode(act), measured["gold"].tolist()))
+
+    before, after = ({key: x.double().view(-1, repeats) for key, x in part.items()} for part in parts)
+    wins, beta = win_rate(after["gold"], before["gold"]), agent.kl_coef.item()
+    results |= {"win_rate": wins, "elo": 400 * math.log10(max(wins, 1e-9) / max(1 - wins, 1e-9)), "kl_coef": beta}
+    for name in "reference", "policy":
+        results[name]["J"] = results[name]["score"] - beta * results[name]["kl"]
+    if beta > 0:
+        both = (torch.cat([before[key], after[key]], 1) for key in ("score", "logp", "ref_logp"))
+        results["J_optimum"], results["effective_samples"] = optimum(*both, beta)
+    return results, texts
+
+
+# From here on: files and flags.
 
 
 class InputError(ValueError):
-    """Invalid flag, environment or checkpoint; the message names it and says what is accepted."""
+    """Invalid flag or checkpoint; the message names it and says what is accepted."""
+
+
+class Run:
+    """Folder, stages, checkpoints, metrics and evaluation of one run."""
+
+    def __init__(self, args, **parts):
+        """parts: all that a checkpoint must hold, beside the optimizer of the stage."""
+        self.args, self.models, self.parts = args, parts["models"], parts
+        self.stage, self.step, self.seconds, self.metrics_size, self.optimizer = 0, 0, 0.0, 0, None
+        self.saved_optimizer = None
+        if args.resume:
+            self.restore(load(args.resume))
+        self.start, self.wandb = time.perf_counter() - self.seconds, None
+
+        name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self.open_folder()
+
+    def restore(self, saved):
+        """Continue from a checkpoint."""
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, ValueError) as error:
+                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the other flags") from error
+        self.stage, self.step, self.seconds = (saved[name] for name in ("stage", "step", "seconds"))
+        self.metrics_size, self.saved_optimizer = saved["metrics_size"], saved["optimizer"]
+
+    def open_folder(self):
+        """Create the output folder, or the files that are missing in it; refuse to overwrite another run."""
+        resumed = self.args.resume and self.checkpoint.exists() and self.checkpoint.samefile(self.args.resume)
+        if self.checkpoint.exists() and not resumed:
+            hint = f"choose another, or --resume {self.checkpoint}"
+            raise InputError(f"--run-dir {self.folder}: already contains a run; {hint}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "args.json").write_text(json.dumps(asdict(self.args), indent=2))
+        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # rows after the checkpoint are repeated
+        self.metrics.seek(0, os.SEEK_END)
+        if self.args.track:
+            import wandb
+
+            project = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            self.wandb = wandb.init(**project, dir=self.folder, name=self.folder.name, config=asdict(self.args))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error in (None, KeyboardInterrupt):
+            self.save()
+        if error is KeyboardInterrupt:
+            print(f"\nstopped in {self.name}; continue with --resume {self.checkpoint}", file=sys.stderr)
+        if error is None:
+            self.finish()
+
+    def stages(self, stages):
+        """Yield the stages that are left."""
+        for self.stage in range(self.stage, len(stages)):
+            self.name, self.round = stages[self.stage].__name__, stages[: self.stage].count(stages[self.stage])
+            yield stages[self.stage]
+            self.step, self.optimizer = 0, None
+        self.stage = len(stages)
+
+    def steps(self, total, optimizer=None):
+        """Yield the steps of a stage that are left, with the learning rate set: it rises, then decays linearly to 0."""
+        self.optimizer = optimizer
+        if optimizer and self.saved_optimizer:
+            optimizer.load_state_dict(self.saved_optimizer)
+        self.saved_optimizer = None
+        desc = f"{self.stage + 1} {self.name}"
+        with tqdm(total=total, initial=self.step, desc=desc, disable=None) as self.bar:
+            for self.step in range(self.step, total):
+                if self.step % self.args.checkpoint_every == 0:
+                    self.save()
+                    self.reseed()
+                if optimizer:
+                    warmup = min(1, (self.step + 1) / (WARMUP * total))
+                    optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * warmup * (1 - self.step / total)
+                yield self.step
+                self.bar.update()
+
+    def reseed(self):
+        """Reseed at each checkpoint, so that a resumed run continues exactly as this one."""
+        seeds = np.random.SeedSequence((self.args.seed, self.stage, self.step)).generate_state(2).tolist()
+        random.seed(seeds[0])
+        torch.manual_seed(seeds[1])
+
+    def save(self):
+        saved = {"format": CHECKPOINT, "args": asdict(self.args), "stage": self.stage, "step": self.step}
+        saved |= {"seconds": self.seconds, "metrics_size": self.metrics.tell()}
+        saved |= {name: part.state_dict() for name, part in self.parts.items()}
+        saved["optimizer"] = self.optimizer.state_dict() if self.optimizer else None
+        torch.save(saved, f"{self.checkpoint}.new")
+        os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic: a crash leaves the old one or the new one
+
+    def report(self, **metrics):
+        """Write a row of metrics. Raises FloatingPointError if one is nan or infinite."""
+        self.seconds = time.perf_counter() - self.start
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                hint = "try a smaller --learning-rate, and check that the judge's scores are finite"
+                last = f"Last good checkpoint: {self.checkpoint}"
+                raise FloatingPointError(f"{name} is {value} at step {self.step} of {self.name}: {hint}. {last}")
+        row = {"stage": self.stage, "name": self.name, "step": self.step, "seconds": self.seconds, **numbers}
+        writer = csv.DictWriter(self.metrics, COLUMNS)
+        if self.metrics.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        self.metrics.flush()
+        self.bar.set_postfix({name: numbers[name] for name in ("loss", "score", "kl") if name in numbers}, refresh=False)
+        if self.wandb:
+            self.wandb.log(row)
+
+    def verdict(self, text):
+        print(f"{self.name}: {text} ({time.perf_counter() - self.start:.0f} s)", flush=True)
+
+    def finish(self):
+        """Evaluate reference and policy; write eval.json and samples.txt; print the results."""
+        random.seed(self.args.seed), torch.manual_seed(self.args.seed)
+        results, texts = evaluate(self.models, self.args.eval_responses)
+        results["seconds"] = self.seconds
+        (self.folder / "eval.json").write_text(json.dumps(results, indent=2))
+        lines = []
+        step = len(texts["prompt"]) // len(ALL_PROMPTS)
+        for i in range(0, len(texts["prompt"]), step):
+            lines.append(texts["prompt"][i])
+            for name, when in ("reference", "before"), ("policy", "after"):
+                words, gold = texts[name][i]
+                lines.append(f"    {when:7} {gold:5.1f}  {words}")
+        (self.folder / "samples.txt").write_text("\n".join(lines) + "\n")
+        print("\n".join(lines[:18]))
+        if self.wandb:
+            self.wandb.summary["eval"] = results
+            self.wandb.finish()
+        print(summary(results), f"({self.folder})")
+
+
+def summary(results):
+    """One line for the end of a run."""
+    before, after = results["reference"], results["policy"]
+    best = f" of at most {results['J_optimum']:.2f}" if "J_optimum" in results else ""
+    J = f"J {before['J']:.2f} -> {after['J']:.2f}{best}, KL {after['kl']:.1f}, {after['grammatical']:.0%} grammatical"
+    return f"eval: gold {before['gold']:.2f} -> {after['gold']:.2f}, wins {results['win_rate']:.0%}, {J}"
+
+
+COLUMNS = ["stage", "name", "step", "seconds", "loss", "grad_norm", "score", "gold", "kl", "kl_coef", "entropy", "length"]
+COLUMNS += ["finished", "grammatical", "policy_loss", "value_loss", "clip_fraction"]
+
+
+def gradient_step(optimizer, loss, max_grad_norm):
+    """Minimize loss by one step, with clipped gradients; returns their norm before clipping."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    optimizer.step()
+    return norm
+
+
+def check_limits(args):
+    """Raise InputError if a number is out of its limits: from 0 for floats, from 1 for integers, unless in LIMITS."""
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if isinstance(field.default, (str, bool)) or value is None:
+            continue
+        low, high = LIMITS.get(field.name, (0 if isinstance(field.default, float) else 1, math.inf))
+        if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
+            raise InputError(f"--{field.name.replace('_', '-')} {value}: must be between {low} and {high}")
+
+
+def setup(args):
+    """Check the flags and seed torch; returns the device. Raises InputError."""
+    check_limits(args)
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise InputError("--track: pip install wandb")
+    try:
+        device = torch.zeros(1, device=args.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
+    torch.backends.cudnn.deterministic = True
+    torch.manual_seed(args.seed)
+    return device
+
+
+def load(path):
+    """Contents of a checkpoint of this script. Raises InputError for any other file."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # a checkpoint cannot run code
+        found = saved["format"]
+    except Exception as error:
+        raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
+    if found != CHECKPOINT:
+        raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
+    return saved
+
+
+def main():
+    """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
+    try:
+        args = tyro.cli(Args, description=__doc__)
+        if args.resume:  # flags of the checkpoint, except where to write, unless given again
+            saved = load(args.resume)["args"] | {"resume": args.resume, "run_dir": "", "prompt": ""}
+            args = tyro.cli(Args, default=Args(**saved))
+        train(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (InputError, FloatingPointError) as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+if __name__ == "__main__":
+    main()
