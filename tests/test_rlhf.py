@@ -35,7 +35,7 @@ OBS = torch.full((85, 1), 1)  # every prompt is word 1
 def tiny_agent(seed=0, scale=1.0, **flags):
     """Policy and critic with random weights, large enough for distributions far from uniform."""
     torch.manual_seed(seed)
-    agent = rlhf.ActorCritic(5, 4, tiny_args(**flags)).double()
+    agent = rlhf.Agent(tiny_args(**flags), num_words=5, prompt_words=1, max_words=3).double()
     with torch.no_grad():
         for p in agent.parameters():
             p.add_(scale * 0.3 * torch.randn_like(p))
@@ -100,7 +100,7 @@ def tiny():
 def test_expected_ppo_update_is_the_exact_gradient_of_the_objective_with_any_critic(tiny):
     args = tiny_args(gae_lambda=1.0)
     with torch.no_grad():
-        adv, _ = rlhf.advantages(tiny.agent, tiny.reward, tiny.log_ratio, OBS, ACT, args)
+        adv, _ = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, args)
     assert relative_error(expected_update(tiny.agent, adv), tiny.exact) < 1e-5
 
 
