@@ -1,6 +1,15 @@
-"""The mathematics of rlhf.py, proven by enumeration, and the pipeline, run as a user runs it."""
+"""rlhf.py: every gradient and optimum by enumeration of a tiny language, every equation by hand, the pipeline as a user.
 
+The tiny language has 4 words and <eos>, and responses of at most 3 actions: 85 responses, so that expectations are sums.
+"""
+
+import csv
+import itertools
+import json
 import math
+import random
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,118 +18,434 @@ import torch
 import rlhf
 from rlhf import EOS, PAD
 
-# A language of 4 words and <eos>, responses of at most 3 words: 85 responses, which can be enumerated.
-
-SIZES = {"d_model": 16, "num_layers": 2, "num_heads": 2}
 BETA = 0.5
-
-
-def tiny_args(**flags):
-    return rlhf.Args(**SIZES, kl_coef=BETA, **flags)
+SIZES = {"d_model": 16, "num_layers": 2, "num_heads": 2}
 
 
 def all_responses():
-    """[85, 4]: 1 + 4 + 16 + 64 responses, each with its <eos>, padded. Longer ones end without."""
-    responses = [[]]
-    for words in responses:
-        if len(words) < 3:
-            responses += [[*words, word] for word in range(1, 5)]
-    return torch.tensor([words + [EOS] * (len(words) < 3) + [PAD] * (2 - len(words)) for words in responses])
+    """[85, 3]: 1 with no word, 4 with one, 16 with two, each with its <eos>, and 64 with three, cut off."""
+    responses = [words for length in range(4) for words in itertools.product([1, 2, 3, 4], repeat=length)]
+    return torch.tensor([([*words, EOS] + [PAD] * 2)[:3] for words in responses])
 
 
 ACT = all_responses()
-OBS = torch.full((85, 1), 1)  # every prompt is word 1
+OBS = torch.full((85, 1), 1)  # the prompt is always word 1
 
 
-def tiny_agent(seed=0, scale=1.0, **flags):
-    """Policy and critic with random weights, large enough for distributions far from uniform."""
+def tiny_agent(seed, noise=0.3, **flags):
+    """An agent of the tiny language, in double precision; noise in the weights makes its policy far from uniform."""
+    args = rlhf.Args(**SIZES, kl_coef=BETA, num_comparisons=64, **flags)
     torch.manual_seed(seed)
-    agent = rlhf.Agent(tiny_args(**flags), num_words=5, prompt_words=1, max_words=3).double()
+    agent = rlhf.Agent(args, num_words=5, prompt_words=1, max_words=3).double()
     with torch.no_grad():
         for p in agent.parameters():
-            p.add_(scale * 0.3 * torch.randn_like(p))
-    return agent
+            p += noise * torch.randn_like(p)
+    agent.reference.requires_grad_(False)
+    return agent, args
 
 
-def response_logp(actor):
-    return rlhf.next_words(actor, OBS, ACT).log_prob(ACT).sum(-1)
+def log_probs(actor):
+    """Log-probabilities of all responses, [85]."""
+    return rlhf.next_words(actor, OBS, ACT).log_prob(ACT).sum(1)
 
 
-def rewards():
-    torch.manual_seed(7)
-    return torch.randn(85, dtype=torch.float64)
-
-
-def test_probabilities_of_all_responses_sum_to_1():
-    assert ACT.shape == (85, 3)
-    assert response_logp(tiny_agent().actor).exp().sum().item() == pytest.approx(1, abs=1e-12)
-
-
-def gradient(objective, params):
-    grads = torch.autograd.grad(objective, params, allow_unused=True)
-    return torch.cat([g.flatten() for g in grads if g is not None])
+def flat(grads):
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
 def relative_error(x, exact):
     return ((x - exact).norm() / exact.norm()).item()
 
 
-def exact_gradient(agent, reference, reward):
-    """Of E[r] - beta KL(pi || ref), by autograd over all responses."""
-    logp = response_logp(agent.actor)
-    objective = (logp.exp() * (reward - BETA * (logp - response_logp(reference.actor).detach()))).sum()
-    return gradient(objective, list(agent.actor.parameters()))
-
-
-def expected_update(agent, adv, extra_loss=None):
-    """Expected gradient that update follows at ratio 1: each response counts by its probability."""
-    is_word = ACT != PAD
-    logp = rlhf.next_words(agent.actor, OBS, ACT).log_prob(ACT)
-    prob = logp.sum(-1, keepdim=True).exp().detach()
-    ratio = (logp - logp.detach()).exp()
-    weight = (prob * is_word.sum()).expand_as(ACT)[is_word]  # the objective is a mean over all words
-    objective = rlhf.clip_objective(ratio[is_word], weight * adv[is_word], 0.2)
-    if extra_loss is not None:
-        objective = objective - (weight * extra_loss(logp)[is_word]).mean()
-    return gradient(objective, list(agent.actor.parameters()))
+def expected_update(agent, adv, extra_loss=lambda logp: 0 * logp):
+    """Gradient of the clipped objective minus extra_loss [85, 3], each response weighted by its probability."""
+    logp = agent.policy(OBS, ACT).log_prob(ACT)
+    is_action = ACT != PAD
+    weight = (logp.sum(1).exp().detach()[:, None] * is_action.sum()).expand(85, 3)[is_action]  # the objective is a mean
+    ratio = (logp - logp.detach()).exp()[is_action]
+    objective = rlhf.clip_objective(ratio, weight * adv[is_action], 0.2)
+    objective = objective - (weight * extra_loss(logp)[is_action]).mean()
+    return flat(torch.autograd.grad(objective, list(agent.actor.parameters()), allow_unused=True))
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    agent, reference = tiny_agent(1), tiny_agent(0)
+    """An agent whose policy is not its reference, a random reward, and the exact gradient of E[r] - beta KL."""
+    agent, args = tiny_agent(0, gae_lambda=1.0)
+    agent.reference.load_state_dict(agent.actor.state_dict())
+    torch.manual_seed(1)
     with torch.no_grad():
-        logp, ref_logp = (rlhf.next_words(x.actor, OBS, ACT).log_prob(ACT) for x in (agent, reference))
-    reward = rewards()
+        for p in agent.actor.parameters():
+            p += 0.1 * torch.randn_like(p)
+    reward = torch.randn(85, dtype=torch.float64)
+    logp, ref_logp = log_probs(agent.actor), log_probs(agent.reference)
+    J = (logp.exp() * (reward - BETA * (logp - ref_logp))).sum()
+    exact = flat(torch.autograd.grad(J, list(agent.actor.parameters())))
+    with torch.no_grad():
+        ref_logp = rlhf.next_words(agent.reference, OBS, ACT).log_prob(ACT)
+        log_ratio = agent.policy(OBS, ACT).log_prob(ACT) - ref_logp
     return SimpleNamespace(
-        agent=agent, reference=reference, reward=reward, logp=logp, ref_logp=ref_logp, log_ratio=logp - ref_logp,
-        exact=exact_gradient(agent, reference, reward),
+        agent=agent, args=args, reward=reward, exact=exact, ref_logp=ref_logp, log_ratio=log_ratio
     )
 
 
-def test_expected_ppo_update_is_the_exact_gradient_of_the_objective_with_any_critic(tiny):
-    args = tiny_args(gae_lambda=1.0)
+# Enumeration
+
+
+def test_the_probabilities_of_all_responses_sum_to_1(tiny):
+    assert ACT.shape == (85, 3)
+    assert log_probs(tiny.agent.actor).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_sampled_responses_have_these_probabilities(tiny):
+    torch.manual_seed(0)
+    act = rlhf.sample(tiny.agent.actor, torch.full((50_000, 1), 1), 3)
+    count = (act[:, None] == ACT).all(2).sum(0)
+    assert count.sum() == 50_000
+    prob = log_probs(tiny.agent.actor).exp()
+    assert ((count - 50_000 * prob).abs() < 5 * (50_000 * prob).sqrt() + 3).all()
+
+
+def test_the_expected_update_of_ppo_is_the_exact_gradient_of_the_objective_whatever_the_critic(tiny):
     with torch.no_grad():
-        adv, _ = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, args)
+        adv, _ = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, tiny.args)
+        assert tiny.agent.value(OBS, ACT).std() > 0.1
     assert relative_error(expected_update(tiny.agent, adv), tiny.exact) < 1e-5
 
 
-def test_expected_rloo_update(tiny):
-    R = tiny.reward - BETA * tiny.log_ratio.sum(-1)
-    adv = R[:, None].expand_as(ACT)
+def test_the_expected_update_of_rloo_is_the_exact_gradient_of_the_objective(tiny):
+    """All pairs of responses, as groups of two, each weighted by the probability of both."""
+    _, args = tiny_agent(0, algorithm="rloo", group_size=2)
+    first, second = torch.cartesian_prod(torch.arange(85), torch.arange(85)).T
+    pairs = torch.stack([first, second], 1).flatten()
+    with torch.no_grad():
+        ratio = tiny.log_ratio[pairs]
+        adv, _ = rlhf.advantages(tiny.agent, OBS[pairs], ACT[pairs], tiny.reward[pairs], ratio, args)
+        prob = log_probs(tiny.agent.actor).exp()
+        adv = (adv.view(85, 85, 2, 3)[:, :, 0] * prob[:, None]).sum(1)  # expected over the second response of the pair
     assert relative_error(expected_update(tiny.agent, adv), tiny.exact) < 1e-5
 
 
-def test_k3_in_the_reward_and_loss_do_not(tiny):
-    args = tiny_args(gae_lambda=1.0)
-    # k3 in the reward
-    rew = tiny.reward - BETA * rlhf.k3(tiny.log_ratio).sum(-1)
-    print('k3 in reward', relative_error(expected_update(tiny.agent, rew[:, None].expand_as(ACT)), tiny.exact))
-    plain = tiny.reward[:, None].expand_as(ACT)
-    loss = lambda logp: BETA * rlhf.k3(logp - tiny.ref_logp)
-    print('k3 in loss', relative_error(expected_update(tiny.agent, plain, loss), tiny.exact))
-    def kl_loss(logp):
-        pi, ref = tiny.agent.policy(OBS, ACT), rlhf.next_words(tiny.reference.actor, OBS, ACT)
-        return BETA * pi.kl(ref)
-    print('kl per token in loss', relative_error(expected_update(tiny.agent, plain, kl_loss), tiny.exact))
-    pi_kl = (tiny.logp.sum(-1).exp() * tiny.log_ratio.sum(-1)).sum()
-    print('KL', pi_kl)
+@pytest.mark.parametrize("penalty", ["k3 in the reward", "k3 in the loss", "KL of each word in the loss"])
+def test_other_places_for_the_penalty_give_another_gradient(tiny, penalty):
+    """With k3 in the reward the penalty is zero to second order; in the loss it forgets that a word changes the rest."""
+
+    def loss(logp):
+        if penalty == "k3 in the loss":
+            return BETA * rlhf.k3(logp - tiny.ref_logp)
+        return BETA * tiny.agent.policy(OBS, ACT).kl(rlhf.next_words(tiny.agent.reference, OBS, ACT))
+
+    if penalty == "k3 in the reward":
+        ret = tiny.reward - BETA * rlhf.k3(tiny.log_ratio).sum(1)
+        update = expected_update(tiny.agent, ret[:, None].expand(85, 3))
+    else:
+        update = expected_update(tiny.agent, tiny.reward[:, None].expand(85, 3), loss)
+    assert relative_error(update, tiny.exact) > 0.03
+
+
+def optimal_policy(agent, reward):
+    """pi* = pi_ref exp(r / beta) / Z, [85]."""
+    with torch.no_grad():
+        return (log_probs(agent.reference) + reward / BETA).softmax(0)
+
+
+def total_variation(actor, prob):
+    with torch.no_grad():
+        return (log_probs(actor).exp() - prob).abs().sum().item() / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_the_update_reaches_the_optimal_policy_from_samples(algorithm):
+    agent, args = tiny_agent(2, 0.05, algorithm=algorithm, num_minibatches=2)
+    agent.reference.load_state_dict(agent.actor.state_dict())
+    agent.float()
+    torch.manual_seed(2)
+    reward = torch.randn(85)
+    best = optimal_policy(agent, reward)
+    assert total_variation(agent.reference, best) > 0.3
+
+    optimizer = rlhf.adam(5e-3, [agent.actor, agent.critic] if algorithm == "ppo" else [agent.actor])
+    obs, iterations = torch.full((512, 1), 1), 100
+    for i in range(iterations):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - i / iterations)
+        act = rlhf.sample(agent.actor, obs, 3)
+        score = reward[(act[:, None] == ACT).all(2).int().argmax(1)]
+        with torch.no_grad():
+            logp = agent.policy(obs, act).log_prob(act)
+            ref_logp = rlhf.next_words(agent.reference, obs, act).log_prob(act)
+            adv, ret = rlhf.advantages(agent, obs, act, score, logp - ref_logp, args)
+        rlhf.update(agent, optimizer, rlhf.Batch(obs, act, adv, ret, logp, ref_logp), args)
+    assert total_variation(agent.actor, best) < 0.03
+
+
+@pytest.mark.slow
+def test_dpo_with_exact_preferences_reaches_the_same_optimal_policy():
+    """Each pair of responses is ranked in both orders, as often as Bradley-Terry says."""
+    agent, _ = tiny_agent(2, 0.05)
+    agent.reference.load_state_dict(agent.actor.state_dict())
+    torch.manual_seed(2)
+    reward = torch.randn(85, dtype=torch.float64)
+    best, ref_logp = optimal_policy(agent, reward), log_probs(agent.reference)
+    first, second = torch.cartesian_prod(torch.arange(85), torch.arange(85)).T
+    share = torch.sigmoid(reward[first] - reward[second])  # of the rankings of this pair, with the first above
+    optimizer, iterations = rlhf.adam(1e-2, [agent.actor]), 300
+    for i in range(iterations):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / iterations)
+        log_ratio = (log_probs(agent.actor) - ref_logp)[torch.stack([first, second], 1)]  # [85 * 85, 2]
+        slope = torch.func.vmap(torch.func.grad(lambda pair: rlhf.dpo_loss(pair[None], BETA)))(log_ratio.detach())
+        optimizer.zero_grad()
+        log_ratio.backward(slope * share[:, None] / len(share))
+        optimizer.step()
+    assert total_variation(agent.actor, best) < 0.01
+    implicit = BETA * (log_probs(agent.actor) - ref_logp).detach()
+    assert torch.corrcoef(torch.stack([implicit, reward]))[0, 1] > 0.99  # the reward, up to a constant
+
+
+# Text
+
+
+def test_causal_only_words_after_a_change_can_notice_it(tiny):
+    torch.manual_seed(0)
+    text = torch.randint(5, (20, 4))
+    changed = text.clone()
+    changed[:, 2] = (text[:, 2] + 1) % 5
+    before, after = tiny.agent.actor(text), tiny.agent.actor(changed)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert (before[:, 2:] != after[:, 2:]).any(-1).all()
+
+
+def test_the_cache_of_keys_and_values_changes_nothing(tiny):
+    torch.manual_seed(0)
+    text, cache = torch.randint(5, (20, 4)), []
+    steps = [tiny.agent.actor(text[:, :2], cache), tiny.agent.actor(text[:, 2:3], cache)]
+    steps.append(tiny.agent.actor(text[:, 3:], cache))
+    assert torch.allclose(torch.cat(steps, 1), tiny.agent.actor(text), atol=1e-12)
+
+
+def test_padding_changes_no_word_before_it_and_counts_nowhere(tiny):
+    """The same responses with three more columns of padding: same scores, values, log-probabilities and gradients."""
+    agent, args = tiny_agent(3)
+    wide = rlhf.Agent(args, num_words=5, prompt_words=1, max_words=6).double()
+    weights = agent.state_dict()
+    for name, x in wide.state_dict().items():  # the positions that only padding has are random
+        if name in weights and weights[name].shape == x.shape:
+            x.copy_(weights[name])
+        elif "position" in name:
+            x[: len(weights[name])] = weights[name]
+    act = torch.nn.functional.pad(ACT, (0, 3), value=PAD)
+    grads = []
+    for model, rows in (agent, ACT), (wide, act):
+        with torch.no_grad():
+            logp = model.policy(OBS, rows).log_prob(rows)
+            score = rlhf.final_output(model.reward_model, OBS, rows)
+            adv, ret = rlhf.advantages(model, OBS, rows, score, logp, args)
+        assert not logp[rows == PAD].any()
+        torch.manual_seed(0)
+        one_pass = SimpleNamespace(**{**vars(args), "update_epochs": 1, "num_minibatches": 1})
+        optimizer = rlhf.adam(0.0, [model.actor, model.critic])
+        metrics = rlhf.update(model, optimizer, rlhf.Batch(OBS, rows, adv, ret, logp, logp), one_pass)
+        grads.append(torch.cat([x.grad.flatten() for x in model.actor.blocks.parameters()]))
+        grads.append(torch.cat([logp[:, :3].flatten(), score, adv[:, :3][ACT != PAD], metrics["value_loss"][None]]))
+    assert torch.allclose(grads[0], grads[2], atol=1e-12) and torch.allclose(grads[1], grads[3], atol=1e-12)
+
+
+def test_nothing_under_the_padding_reaches_the_update():
+    agent, args = tiny_agent(3, num_minibatches=1)
+    states = []
+    for filler in 0.0, math.nan:
+        torch.manual_seed(0)
+        model = tiny_agent(3)[0]
+        with torch.no_grad():
+            logp = model.policy(OBS, ACT).log_prob(ACT)
+        adv, ret = torch.randn(85, 3).double(), torch.randn(85, 3).double()
+        adv[ACT == PAD] = ret[ACT == PAD] = filler
+        rlhf.update(model, rlhf.adam(1e-2, [model.actor, model.critic]), rlhf.Batch(OBS, ACT, adv, ret, logp, logp), args)
+        states.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*states)
+
+
+def test_on_the_first_minibatch_the_ratio_is_1():
+    agent, args = tiny_agent(3, clip_coef=1e-9, update_epochs=1, num_minibatches=1)
+    with torch.no_grad():
+        logp = agent.policy(OBS, ACT).log_prob(ACT)
+    batch = rlhf.Batch(OBS, ACT, torch.randn(85, 3).double(), torch.randn(85, 3).double(), logp, logp)
+    assert rlhf.update(agent, rlhf.adam(1e-2, [agent.actor, agent.critic]), batch, args)["clip_fraction"] == 0
+
+
+# Equations
+
+
+def test_preference_loss_and_its_gradient_by_hand():
+    score = torch.tensor([[2.0, 1.0]], requires_grad=True)
+    loss = rlhf.preference_loss(score)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
+    slope = 1 - 1 / (1 + math.exp(-1))
+    assert score.grad.tolist() == [pytest.approx([-slope, slope])]  # only the difference counts
+    ranking = torch.tensor([[3.0, 1.0, 0.0]])
+    pairs = [math.log(1 + math.exp(-gap)) for gap in (2, 3, 1)]
+    assert rlhf.preference_loss(ranking).item() == pytest.approx(sum(pairs) / 3)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_rankings_are_noisy_as_bradley_terry_and_plackett_luce_say(noise):
+    torch.manual_seed(0)
+    gold = torch.tensor([1.0, 0.0, -0.5])
+    order = rlhf.rank(gold.expand(40_000, 3), noise)
+    place = order.argsort(1)
+    for i, j in (0, 1), (0, 2), (1, 2):
+        share = (place[:, i] < place[:, j]).float().mean().item()
+        assert share == pytest.approx(1 / (1 + math.exp(-(gold[i] - gold[j]) / noise)), abs=0.01)
+    best = torch.bincount(order[:, 0], minlength=3) / 40_000
+    assert best.tolist() == pytest.approx((gold / noise).softmax(0).tolist(), abs=0.01)
+    assert rlhf.rank(gold.expand(10, 3), 0.0).tolist() == [[0, 1, 2]] * 10
+
+
+def test_pair_accuracy_by_hand():
+    gold = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    right, wrong = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
+    accuracy, best = rlhf.pair_accuracy(torch.tensor([[5.0, 4.0], [1.0, 0.0]]), gold, 1.0)  # right, then wrong
+    assert accuracy.item() == pytest.approx((right + 1 - wrong) / 2)
+    assert best.item() == pytest.approx((right + wrong) / 2)
+
+
+def test_the_score_is_paid_with_the_last_action_and_each_action_pays_for_its_kl():
+    act = torch.tensor([[3, EOS, PAD], [3, 2, 1]])
+    log_ratio = torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.0, -1.0]])
+    rew = rlhf.token_rewards(torch.tensor([10.0, 20.0]), log_ratio, act, 0.5)
+    assert rew.tolist() == [[-0.5, 9.0, 0.0], [-0.25, 0.0, 20.5]]
+
+
+def test_advantages_of_ppo_are_gae_of_each_response_on_its_own():
+    agent, args = tiny_agent(4, gae_lambda=0.5)
+    score, log_ratio = torch.randn(85).double(), torch.randn(85, 3).double() * (ACT != PAD)
+    with torch.no_grad():
+        adv, ret = rlhf.advantages(agent, OBS, ACT, score, log_ratio, args)
+        val = agent.value(OBS, ACT)
+    for i in 0, 3, 10, 80:
+        length = (ACT[i] != PAD).sum().item()
+        rew = -BETA * log_ratio[i, :length]
+        rew[-1] += score[i]
+        v = [*val[i, :length].tolist(), 0.0]
+        delta = [rew[t].item() + v[t + 1] - v[t] for t in range(length)]
+        expected = [sum(0.5 ** (u - t) * delta[u] for u in range(t, length)) for t in range(length)]
+        assert adv[i, :length].tolist() == pytest.approx(expected)
+        assert ret[i, :length].tolist() == pytest.approx([a + b for a, b in zip(expected, v)])
+
+
+def test_advantages_of_a_group_by_hand():
+    ret = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    assert rlhf.leave_one_out(ret, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
+    assert rlhf.leave_one_out(ret, 2).tolist() == pytest.approx([-1, 1, 1, -1, 0, 0])
+    std = math.sqrt(7)  # of 1, 2, 6, around 3
+    assert rlhf.group_standardize(ret, 3).tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0], abs=1e-3)
+
+
+def test_k3_is_never_negative_and_the_kl_on_average(tiny):
+    assert (rlhf.k3(torch.randn(1000)) >= 0).all() and rlhf.k3(torch.zeros(1)) == 0
+    pi, ref = torch.tensor([0.7, 0.3]), torch.tensor([0.4, 0.6])
+    log_ratio = (pi / ref).log()
+    assert (pi * rlhf.k3(log_ratio)).sum().item() == pytest.approx((pi * log_ratio).sum().item())
+
+
+def test_the_kl_of_a_response_is_the_sum_over_its_words(tiny):
+    pi, ref = tiny.agent.policy(OBS, ACT), rlhf.next_words(tiny.agent.reference, OBS, ACT)
+    prob, log_ratio = log_probs(tiny.agent.actor).exp(), log_probs(tiny.agent.actor) - log_probs(tiny.agent.reference)
+    of_states = (pi.kl(ref) * (ACT != PAD)).sum(1)
+    assert (prob * of_states).sum().item() == pytest.approx((prob * log_ratio).sum().item())
+
+
+def test_dpo_at_the_reference_by_hand():
+    log_ratio = torch.zeros(1, 2, requires_grad=True)
+    loss = rlhf.dpo_loss(log_ratio, 0.3)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert log_ratio.grad.tolist() == [pytest.approx([-0.15, 0.15])]
+
+
+@pytest.mark.parametrize(("kl", "kl_coef"), [(6.0, 0.1), (6.6, 0.101), (60.0, 0.102), (5.4, 0.099), (0.0, 0.098)])
+def test_beta_adapts_by_at_most_20_percent_in_a_horizon(kl, kl_coef):
+    assert rlhf.adapt_kl_coef(0.1, kl, 6.0, rlhf.KL_HORIZON // 10) == pytest.approx(kl_coef, rel=1e-6)
+
+
+def test_the_optimum_from_samples_is_the_exact_one(tiny):
+    with torch.no_grad():
+        ref_logp = log_probs(tiny.agent.reference)
+        exact = BETA * (ref_logp + tiny.reward / BETA).logsumexp(0)
+        torch.manual_seed(0)
+        obs = torch.full((20_000, 1), 1)
+        act = torch.cat([rlhf.sample(actor, obs, 3) for actor in (tiny.agent.reference, tiny.agent.actor)])
+        index = (act[:, None] == ACT).all(2).int().argmax(1)
+        logp = log_probs(tiny.agent.actor)
+        estimate = rlhf.optimum(*(x[index][None] for x in (tiny.reward, logp, ref_logp)), BETA)
+        J = (logp.exp() * (tiny.reward - BETA * (logp - ref_logp))).sum()
+    assert estimate.item() == pytest.approx(exact.item(), abs=0.02)
+    assert exact > J
+
+
+def test_win_rate_by_hand():
+    assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])).item() == (0 + 0 + 1 + 0.5) / 4
+
+
+# The language
+
+
+def test_every_text_of_the_language_is_grammatical_and_fits():
+    random.seed(0)
+    prompts, responses, obs, act = rlhf.speak(2_000)
+    assert obs.shape == (2_000, 5) and act.shape == (2_000, rlhf.MAX_WORDS)
+    assert all(math.isfinite(rlhf.log_likelihood(*pair)) for pair in zip(prompts, responses))
+    assert rlhf.decode(act) == responses and rlhf.decode(obs) == prompts
+    assert (act == EOS).sum(1).eq(1).all() and (act != PAD).all(1).any()  # the longest fits exactly
+    assert 55 <= len(rlhf.VOCABULARY) <= 65
+
+
+def test_the_probabilities_of_a_symbol_sum_to_1():
+    """All sentences that a symbol expands to, counted with the ways to derive them."""
+
+    def language(symbols, dish):
+        if not symbols:
+            return {()}
+        first, rest = symbols[0], symbols[1:]
+        heads = {(dish,)} if first == "ASKED" else {(first,)}
+        if first in rlhf.RULES:
+            heads = set().union(*(language(rule, dish) for rule in rlhf.RULES[first]))
+        return {head + tail for head in heads for tail in language(rest, dish)}
+
+    for symbol in "SHORT", "LONG":
+        sentences = language((symbol,), "soup")
+        assert sum(rlhf.likelihood((symbol,), words, "soup") for words in sentences) == pytest.approx(1)
+
+
+def test_the_generator_draws_texts_as_often_as_the_language_says():
+    random.seed(0)
+    words = [" ".join(rlhf.expand("SHORT", "soup")) for _ in range(40_000)]
+    for text in "i will come back soon .", "the soup was tasty .", "the cake was not stale .":
+        prob = rlhf.likelihood(("SHORT",), tuple(text.split()), "soup")
+        assert words.count(text) == pytest.approx(40_000 * prob, abs=5 * math.sqrt(40_000 * prob))
+
+
+@pytest.mark.parametrize("text", ["the soup was kind .", "the soup was", "soon soon soon", "", "the soup was tasty . ."])
+def test_other_texts_are_not_grammatical(text):
+    assert rlhf.log_likelihood("how was the soup ?", text) == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        ("the soup was tasty .", 2 * math.tanh(0.5) + 1),  # about the dish
+        ("the cake was tasty .", 2 * math.tanh(0.5)),
+        ("the soup was very superb .", 2 * math.tanh(1.5) + 1),
+        ("the soup was not cold .", 2 * math.tanh(0.25) + 1),  # faint praise
+        ("the soup was cold .", -2 * math.tanh(0.5) + 1),
+        ("the cook was rude but quick .", 0.0),
+        ("the cook was kind . the cook was kind .", 2 * math.tanh(1) - 1),  # repeats itself
+        ("the cook was tasty .", -1.0),  # broken
+        ("i will come back soon . the soup", 2 * math.tanh(0.5) - 1),  # ends in the middle
+        ("i will come back soon . the cook was kind . the cook was quick .", 2 * math.tanh(1.5) - 0.15 * 4),  # long
+        ("", 0.0),
+    ],
+)
+def test_the_judge_by_hand(response, gold):
+    assert rlhf.judge(f"how was the soup ? {response}") == pytest.approx(gold)
