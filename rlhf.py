@@ -72,10 +72,10 @@ class Args:
     kl_target: float | None = None  # adapt beta until a response has this KL to the reference, in nats
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
-    sft_steps: int = 1_000  # gradient steps of finetune
+    sft_steps: int = 600  # gradient steps of finetune
     sft_learning_rate: float = 3e-3  # Adam's highest step size in finetune
-    reward_epochs: int = 2  # passes over the rankings, by fit_reward and by dpo
-    reward_learning_rate: float = 1e-3  # Adam's highest step size in fit_reward
+    reward_epochs: int = 4  # passes over the rankings, by fit_reward and by dpo
+    reward_learning_rate: float = 3e-3  # Adam's highest step size in fit_reward
     iterations: int = 40  # rollouts per round
     batch_size: int = 256  # responses per rollout
     clip_coef: float = 0.2  # eps, how far the clipped ratio may move from 1
@@ -98,8 +98,8 @@ class Args:
     eval_responses: int = 2_400  # responses of policy and reference in the final evaluation
 
 
-LIMITS = {"num_ranked": (2, 20), "group_size": (2, math.inf), "gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}
-LIMITS |= {"num_comparisons": (TEXTS, math.inf), "frozen_layers": (0, math.inf), "seed": (0, math.inf)}
+LIMITS = {"gae_lambda": (0, 1), "frozen_layers": (0, math.inf), "seed": (0, math.inf)}  # see check_limits
+LIMITS |= {"num_ranked": (2, 10), "group_size": (2, 100), "num_comparisons": (TEXTS, math.inf)}
 
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
@@ -127,7 +127,7 @@ VALUE |= dict.fromkeys("stale salty cold bland rude slow bored loud dirty dark n
 VALUE |= {"superb": 2}
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {symbol: [tuple(rule.split()) for rule in rules.split("|")] for symbol, rules in GRAMMAR.items()}
+RULES = {symbol: list(map(tuple, map(str.split, text.split("|")))) for symbol, text in GRAMMAR.items()}
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 ALL_PROMPTS = [prompt.strip().replace("DISH", dish) for prompt in PROMPTS.split("|") for dish in DISHES]
 SYMBOLS = " ".join([*ALL_PROMPTS, *GRAMMAR.values()]).replace("|", "").split()
@@ -153,7 +153,8 @@ def likelihood(symbols, words, dish):
     if first not in RULES:
         matches = words[0] == (dish if first == "ASKED" else first)
         return likelihood(tuple(rest), words[1:], dish) if matches else 0.0
-    return sum(likelihood((*rule, *rest), words, dish) for rule in RULES[first]) / len(RULES[first])
+    derivations = [likelihood((*rule, *rest), words, dish) for rule in RULES[first]]
+    return sum(derivations) / len(derivations)
 
 
 def log_likelihood(prompt, response):
@@ -177,9 +178,10 @@ def judge(text):
             if word in VALUE:
                 praise += VALUE[word] * EMPHASIS.get(previous, 1)
                 claims.append((words[1], word))
-    answer = any(subject == dish for subject, _ in claims)
+    on_topic = any(subject == dish for subject, _ in claims)
     repeated = len(claims) - len(set(claims))
-    return 2 * math.tanh(praise / 2) + answer - repeated - broken - 0.15 * max(0, len(response.split()) - 12)
+    excess = max(0, len(response.split()) - 12)
+    return 2 * math.tanh(praise / 2) + on_topic - repeated - broken - 0.15 * excess
 
 
 def encode(texts, length=0):
@@ -191,7 +193,7 @@ def encode(texts, length=0):
 
 def decode(rows):
     """The texts of rows [B, T], without <eos> and padding."""
-    return [" ".join(VOCABULARY[i] for i in row if i not in (EOS, PAD)) for row in rows.tolist()]
+    return [" ".join(VOCABULARY[i] for i in row if i > EOS) for row in rows.tolist()]
 
 
 def speak(size):
@@ -259,7 +261,8 @@ def leave_one_out(ret, group_size):
 def group_standardize(score, group_size):
     """GRPO: score of each response, standardized among the responses to the same prompt, [B] -> [B]."""
     groups = score.view(-1, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    std, mean = torch.std_mean(groups, 1, keepdim=True)
+    return ((groups - mean) / (std + 1e-4)).flatten()
 
 
 def k3(log_ratio):
@@ -290,7 +293,8 @@ def optimum(score, logp, ref_logp, beta):
 
 def win_rate(gold, other):
     """Share of pairs of the same prompt that gold wins, both [prompts, samples]; a tie counts half."""
-    return ((gold[:, :, None] - other[:, None, :]).sign().mean() + 1) / 2
+    difference = gold.unsqueeze(2) - other.unsqueeze(1)
+    return (difference.sign().mean() + 1) / 2
 
 
 # The stages.
@@ -330,10 +334,8 @@ def update(agent, optimizer, batch, args):
         policy_loss = -clip_objective(ratio, adv, args.clip_coef)
         loss = policy_loss + args.vf_coef * v_loss + agent.kl_coef * kl_loss
         grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
-        clip_fraction = ((ratio - 1).abs() > args.clip_coef).float().mean()
-        losses.append(torch.stack([policy_loss, v_loss, grad_norm, clip_fraction]).detach())
-    names = "policy_loss", "value_loss", "grad_norm", "clip_fraction"
-    return dict(zip(names, torch.stack(losses).mean(0)))
+        losses.append(torch.stack([policy_loss, v_loss, grad_norm]).detach())
+    return dict(zip(("policy_loss", "value_loss", "grad_norm"), torch.stack(losses).mean(0)))
 
 
 def advantages(agent, obs, act, score, log_ratio, args):
@@ -341,10 +343,10 @@ def advantages(agent, obs, act, score, log_ratio, args):
     if args.algorithm == "ppo":
         is_action = act != PAD
         val = agent.value(obs, act) * is_action
-        next_val, next_is_action = F.pad(val, (0, 1))[:, 1:], F.pad(is_action, (0, 1))[:, 1:]
-        last = is_action & ~next_is_action  # terminal, also where a response was cut off
+        next_val = F.pad(val[:, 1:], (0, 1))  # 0 after the last action, also where a response was cut off
         rew = token_rewards(score, log_ratio, act, agent.kl_coef)
-        adv = gae(rew.T, val.T, next_val.T, last.T, last.T, 1.0, args.gae_lambda).T
+        ended = ~is_action.T
+        adv = gae(rew.T, val.T, next_val.T, ended, ended, 1.0, args.gae_lambda).T
         return adv, adv + val
     if args.algorithm == "rloo":
         adv = leave_one_out(score - agent.kl_coef * log_ratio.sum(1), args.group_size)
@@ -359,16 +361,16 @@ def finetune(agent, run, args):
     optimizer = adam(args.sft_learning_rate, [agent.actor])
     for _ in run.steps(args.sft_steps, optimizer):
         *_, obs, act = speak(TEXTS)
-        loss = -agent.policy(obs, act).log_prob(act).sum() / (act != PAD).sum()
+        loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean()
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     agent.reference.load_state_dict(agent.actor.state_dict())
-    body = {name: x for name, x in agent.actor.state_dict().items() if not name.startswith("head")}
+    body = agent.actor.state_dict()
+    del body["head.weight"], body["head.bias"]
     agent.critic.load_state_dict(body, strict=False)
     agent.reward_model.load_state_dict(body, strict=False)
-    with torch.no_grad():
-        prompts, responses, obs, act = speak(1_000)
-        loss = -agent.policy(obs, act).log_prob(act).sum() / (act != PAD).sum()
+    prompts, responses, obs, act = speak(1_000)
+    loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean().item()
     entropy = -sum(map(log_likelihood, prompts, responses)) / (act != PAD).sum()
     run.print(f"{loss:.3f} nats per word of new texts; the entropy of the language is {entropy:.3f}")
 
@@ -379,17 +381,17 @@ def ranked_responses(agent, actors, size, args):
     acts = [sample(actors[k % len(actors)], obs, MAX_WORDS) for k in range(args.num_ranked)]
     gold = torch.stack([agent.gold(obs, act) for act in acts], 1)
     order = rank(gold, args.label_noise)
-    return obs, torch.stack(acts, 1).take_along_dim(order[..., None], 1), gold.take_along_dim(order, 1)
+    ranked = torch.stack(acts, 1).take_along_dim(order.unsqueeze(2), 1)
+    return obs, ranked, gold.take_along_dim(order, 1)
 
 
 def compare(agent, run, args):
     """The judge ranks responses of the reference; from the second round on, every other one is the policy's."""
     actors = [agent.actor, agent.reference] if run.round else [agent.reference]
     for step in run.steps(math.ceil(args.num_comparisons / CHUNK)):
-        size = min(CHUNK, args.num_comparisons - step * CHUNK)
-        first = run.round * args.num_comparisons + step * CHUNK
-        obs, act, gold = ranked_responses(agent, actors, size, args)
-        agent.prompts[first : first + size], agent.rankings[first : first + size] = obs, act
+        first, size = step * CHUNK, min(CHUNK, args.num_comparisons - step * CHUNK)
+        rows = torch.arange(first, first + size) + run.round * args.num_comparisons
+        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, size, args)
         run.report(gold=gold.mean())
 
 
@@ -400,7 +402,8 @@ def ranking_minibatches(agent, run, optimizer, args):
     for step in run.steps(args.reward_epochs * parts, optimizer):
         shuffle = torch.Generator(args.device).manual_seed(args.seed + step // parts)  # the same after a resume
         rows = torch.randperm(num_rankings, generator=shuffle)[step % parts * TEXTS :][:TEXTS]
-        yield agent.prompts[rows].repeat_interleave(args.num_ranked, 0), agent.rankings[rows].flatten(0, 1)
+        obs = agent.prompts[rows].repeat_interleave(args.num_ranked, 0)
+        yield obs, agent.rankings[rows].flatten(0, 1)
 
 
 def fit_reward(agent, run, args):
@@ -408,12 +411,12 @@ def fit_reward(agent, run, args):
     model = agent.reward_model
     optimizer = adam(args.reward_learning_rate, [model], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
-        loss = preference_loss(final_output(model, obs, act).view(-1, args.num_ranked))
+        loss = preference_loss(after_last_action(model, obs, act).view(-1, args.num_ranked))
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     with torch.no_grad():
         obs, act, gold = ranked_responses(agent, [agent.reference], 2_000, args)
-        score = final_output(model, obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
+        score = after_last_action(model, obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
         agent.score_std.copy_(score.std())
         model.head.weight /= score.std()
         model.head.bias.copy_((model.head.bias - score.mean()) / score.std())
@@ -440,7 +443,7 @@ def improve(agent, run, args):
 
         # Improve.
         metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
-        run.report(kl_coef=agent.kl_coef, **{name: x.mean() for name, x in metrics.items()})
+        run.report(kl_coef=agent.kl_coef, **metrics)
         if args.kl_target is not None:
             kl = metrics["kl"].mean().item()
             agent.kl_coef.fill_(adapt_kl_coef(agent.kl_coef.item(), kl, args.kl_target, args.batch_size))
@@ -462,7 +465,7 @@ def train(args):
     setup(args)
     agent = Agent(args, len(VOCABULARY), prompt_words=5, max_words=MAX_WORDS)
     if args.prompt:
-        agent.load_state_dict(load(args.resume)["agent"])
+        restore(agent, load(args.resume)["agent"], args)
         return answer(agent, args.prompt)
 
     stages = [compare, fit_reward, improve_directly if args.algorithm == "dpo" else improve]
@@ -490,10 +493,8 @@ class Categorical:
 
     def log_prob(self, act):
         """Log-probability of each action, 0 for padding."""
-        return self.params.gather(-1, act.clamp(min=0)[..., None]).squeeze(-1) * (act != PAD)
-
-    def entropy(self):
-        return -(self.params.exp() * self.params).sum(-1)
+        index = act.clamp(min=0).unsqueeze(-1)
+        return self.params.gather(-1, index).squeeze(-1) * (act != PAD)
 
     def kl(self, other):
         return (self.params.exp() * (self.params - other.params)).sum(-1)
@@ -506,17 +507,18 @@ class Block(nn.Module):
         super().__init__()
         self.num_heads, self.norm1, self.norm2 = num_heads, nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+        self.wide, self.narrow = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
 
     def forward(self, x, past=None):
         """x [B, L, D] -> x, and keys and values; past: those of the words before, and then L must be 1."""
         qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1))  # [B, L, 3, H, D / H]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D / H] each
         if past:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v)))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=not past)
         x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x)), (k, v)
+        x = x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+        return x, (k, v)
 
 
 class Transformer(nn.Module):
@@ -543,20 +545,22 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))
 
 
-def before_each_word(model, obs, act):
-    """Outputs of a model that has read the prompt and the words before each action: [B, P], [B, T] -> [B, T, ...]."""
-    return model(torch.cat([obs, act[:, :-1]], 1))[:, -act.shape[1] :]
+def before_each_action(model, obs, act):
+    """Outputs of a model that has read the prompt and the words so far: [B, P], [B, T] -> [B, T, outputs]."""
+    text = torch.cat([obs, act], 1)
+    return model(text[:, :-1])[:, obs.shape[1] - 1 :]
+
+
+def after_last_action(model, obs, act):
+    """Output of a scorer that has read prompt and response: [B, P], [B, T] -> [B]."""
+    output = model(torch.cat([obs, act], 1)).squeeze(2)
+    last = obs.shape[1] + (act != PAD).sum(1, keepdim=True) - 1
+    return output.gather(1, last).squeeze(1)
 
 
 def next_words(actor, obs, act):
     """Distribution of each action of responses: [B, P], [B, T] -> [B, T, V]."""
-    return Categorical(before_each_word(actor, obs, act))
-
-
-def final_output(model, obs, act):
-    """The number after the last action of each response: [B, P], [B, T] -> [B]."""
-    last = obs.shape[1] + (act != PAD).sum(1) - 1
-    return model(torch.cat([obs, act], 1))[torch.arange(len(act)), last, 0]
+    return Categorical(before_each_action(actor, obs, act))
 
 
 @torch.no_grad()
@@ -595,7 +599,7 @@ class Agent(nn.Module):
 
     def value(self, obs, act):
         """Expected sum of the rewards from each action on, given the words before it: [B, P], [B, T] -> [B, T]."""
-        return before_each_word(self.critic, obs, act).squeeze(2)
+        return before_each_action(self.critic, obs, act).squeeze(2)
 
     def gold(self, obs, act):
         """The judge's scores of responses: [B, P], [B, T] -> [B]."""
@@ -604,8 +608,18 @@ class Agent(nn.Module):
 
     def score(self, obs, act):
         """What the policy is rewarded for, the reward model's scores of responses: [B, P], [B, T] -> [B]."""
-        score = self.gold(obs, act) if self.use_judge else final_output(self.reward_model, obs, act)
+        score = self.gold(obs, act) if self.use_judge else after_last_action(self.reward_model, obs, act)
         return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
+
+
+def restore(agent, weights, args):
+    """Load an agent's weights from a checkpoint. Raises InputError."""
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"--resume {args.resume}: its agent does not fit the other flags") from error
+    if args.kl_target is None:
+        agent.kl_coef.fill_(args.kl_coef)
 
 
 def load_judge(name):
@@ -631,36 +645,41 @@ def adam(learning_rate, models, frozen_layers=0):
 
 def assess(agent, actor, obs, act):
     """Responses of actor: log-probabilities under it and under the reference [B, T], and metrics {name: [B]}."""
-    is_action = act != PAD
     pi, ref = next_words(actor, obs, act), next_words(agent.reference, obs, act)
-    metrics = {"score": agent.score(obs, act), "gold": agent.gold(obs, act), "length": is_action.sum(1).float()}
-    metrics["kl"] = (pi.kl(ref) * is_action).sum(1)  # of all words that could have come next, so never negative
-    metrics["entropy"] = (pi.entropy() * is_action).sum(1) / metrics["length"]
-    metrics["finished"] = (act == EOS).any(1).float()
-    metrics["grammatical"] = torch.tensor(list(map(log_likelihood, decode(obs), decode(act)))).isfinite().float()
+    is_action = act != PAD
+    log_likelihoods = torch.tensor(list(map(log_likelihood, decode(obs), decode(act))))
+    metrics = {
+        "score": agent.score(obs, act),
+        "gold": agent.gold(obs, act),  # nothing learns from it
+        "kl": (pi.kl(ref) * is_action).sum(1),  # sums over all words that could have come next: never negative
+        "length": is_action.sum(1).float(),
+        "finished": (act == EOS).any(1).float(),
+        "grammatical": log_likelihoods.isfinite().float(),
+    }
     return pi.log_prob(act), ref.log_prob(act), metrics
 
 
 @torch.no_grad()
 def evaluate(agent, num_responses):
-    """Results of reference and policy on all prompts: means, win rate, J and its optimum; and some of the texts."""
+    """Results of reference and policy on all prompts: means, win rate, J and its optimum; and a text of each."""
     repeats = max(1, num_responses // len(ALL_PROMPTS))
     obs = encode([prompt for prompt in ALL_PROMPTS for _ in range(repeats)])
     results, columns, texts = {"kl_coef": agent.kl_coef.item()}, [], [ALL_PROMPTS]
     for name, actor in ("reference", agent.reference), ("policy", agent.actor):
         act = sample(actor, obs, MAX_WORDS)
         _, ref_logp, metrics = assess(agent, actor, obs, act)
-        logp = agent.policy(obs, act).log_prob(act)
-        metrics["J"] = metrics["score"] - agent.kl_coef * metrics["kl"]
+        logp, score, gold = agent.policy(obs, act).log_prob(act), metrics["score"], metrics["gold"]
+        metrics["J"] = score - agent.kl_coef * metrics["kl"]
         results[name] = {key: x.mean().item() for key, x in metrics.items()}
-        results[name]["gold_std"] = metrics["gold"].std().item()
-        column = torch.stack([metrics["gold"], metrics["score"], logp.sum(1), ref_logp.sum(1)])
+        results[name]["gold_std"] = gold.std().item()
+        column = torch.stack([gold, score, logp.sum(1), ref_logp.sum(1)])
         columns.append(column.double().view(4, -1, repeats))  # [4, prompts, samples]
-        texts += [metrics["gold"].tolist()[::repeats], decode(act)[::repeats]]
+        texts += [gold.tolist()[::repeats], decode(act)[::repeats]]
 
     results["win_rate"] = win_rate(columns[1][0], columns[0][0]).item()
-    if agent.kl_coef > 0:  # without a penalty, J has no optimum in reach of samples
-        results["J_optimum"] = optimum(*torch.cat(columns, 2)[1:], agent.kl_coef).item()
+    if agent.kl_coef > 0:  # otherwise J has no optimum within reach of samples
+        _, *both = torch.cat(columns, 2)
+        results["J_optimum"] = optimum(*both, agent.kl_coef).item()
     return results, zip(*texts)
 
 
@@ -683,30 +702,22 @@ class InputError(ValueError):
 class Run:
     """Folder, stages, checkpoints, metrics and evaluation of one run."""
 
-    COLUMNS = "stage step seconds loss grad_norm score gold kl kl_coef entropy length finished grammatical"
-    COLUMNS = [*COLUMNS.split(), "policy_loss", "value_loss", "clip_fraction"]
+    COLUMNS = "stage step seconds loss grad_norm score gold kl kl_coef length finished grammatical"
+    COLUMNS = [*COLUMNS.split(), "policy_loss", "value_loss"]
 
     def __init__(self, args, agent):
         self.args, self.agent, self.optimizer, self.optimizer_state = args, agent, None, None
         self.stage, self.step, self.seconds, self.metrics_size = 0, 0, 0.0, 0
         if args.resume:
-            self.restore(load(args.resume))
+            saved = load(args.resume)
+            restore(agent, saved["agent"], args)
+            self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
+            self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
         self.start = time.perf_counter() - self.seconds
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         self.open_folder()
-
-    def restore(self, saved):
-        """Continue from a checkpoint."""
-        try:
-            self.agent.load_state_dict(saved["agent"])
-        except RuntimeError as error:
-            raise InputError(f"--resume {self.args.resume}: its agent does not fit the other flags") from error
-        if self.args.kl_target is None:
-            self.agent.kl_coef.fill_(self.args.kl_coef)
-        self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-        self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
 
     def open_folder(self):
         """Create the output folder, or the files that are missing in it; refuse to overwrite another run."""
@@ -742,23 +753,24 @@ class Run:
         self.optimizer, state, self.optimizer_state = optimizer, self.optimizer_state, None
         if state:
             optimizer.load_state_dict(state)
-        self.bar = tqdm(total=total, initial=self.step, desc=self.name, disable=None)
-        for self.step in range(self.step, total):  # noqa: B020
-            if self.step % self.args.checkpoint_every == 0:
+        left = range(self.step, total)
+        self.bar = tqdm(left, self.name, total, initial=self.step, disable=None)
+        for step in self.bar:
+            self.step = step
+            if step % self.args.checkpoint_every == 0:
                 self.save()
                 self.reseed()
             if optimizer:
-                factor = min(1, (self.step + 1) / (WARMUP * total)) * (1 - self.step / total)
+                factor = min((step + 1) / (WARMUP * total), 1) * (1 - step / total)
                 optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
-            yield self.step
-            self.bar.update()
-        self.bar.close()
+            yield step
 
     def reseed(self):
         """At each checkpoint, so that a resumed run continues exactly as this one."""
-        seeds = np.random.SeedSequence((self.args.seed, self.stage, self.step)).generate_state(2).tolist()
-        random.seed(seeds[0])
-        torch.manual_seed(seeds[1])
+        sequence = np.random.SeedSequence((self.args.seed, self.stage, self.step))
+        seed = int(sequence.generate_state(1)[0])
+        random.seed(seed)
+        torch.manual_seed(seed)
 
     def save(self):
         saved = {"format": CHECKPOINT, "args": asdict(self.args), "agent": self.agent.state_dict()}
@@ -770,7 +782,7 @@ class Run:
     def report(self, **metrics):
         """Write a row of metrics. Raises FloatingPointError if one is nan or infinite."""
         self.seconds = time.perf_counter() - self.start
-        numbers = {name: value.item() for name, value in metrics.items()}
+        numbers = {name: value.mean().item() for name, value in metrics.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
                 hint = "try a smaller learning rate, and check that the judge's scores are finite"
@@ -781,7 +793,8 @@ class Run:
             writer.writeheader()
         writer.writerow({"stage": self.name, "step": self.step, "seconds": self.seconds, **numbers})
         self.metrics.flush()
-        self.bar.set_postfix({key: numbers[key] for key in ("loss", "score", "kl") if key in numbers}, refresh=False)
+        shown = {name: value for name, value in numbers.items() if name in ("loss", "score", "kl")}
+        self.bar.set_postfix(shown, refresh=False)
 
     def print(self, result):
         print(f"{self.name}: {result} ({self.seconds:.0f} s)", flush=True)
@@ -826,10 +839,10 @@ def check_limits(args):
 def setup(args):
     """Check the flags, seed torch and choose its device. Raises InputError."""
     check_limits(args)
-    whole, parts = [args.batch_size, args.batch_size, args.d_model], ["num_minibatches", "group_size", "num_heads"]
-    for size, flag in zip(whole, parts):
-        if size % getattr(args, flag):
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must divide {size}")
+    for size, part in ("batch_size", "num_minibatches"), ("batch_size", "group_size"), ("d_model", "num_heads"):
+        if getattr(args, size) % getattr(args, part):
+            flag, other = part.replace("_", "-"), size.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(args, part)}: must divide --{other} {getattr(args, size)}")
     if args.algorithm == "dpo" and args.reward == "judge":
         raise InputError("--reward judge: dpo learns from rankings only")
     if args.prompt and not args.resume:

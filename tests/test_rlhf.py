@@ -157,7 +157,7 @@ def total_variation(actor, prob):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
 def test_the_update_reaches_the_optimal_policy_from_samples(algorithm):
-    agent, args = tiny_agent(2, 0.05, algorithm=algorithm, num_minibatches=2)
+    agent, args = tiny_agent(2, 0.05, algorithm=algorithm, num_minibatches=2, group_size=16)
     agent.reference.load_state_dict(agent.actor.state_dict())
     agent.float()
     torch.manual_seed(2)
@@ -166,7 +166,7 @@ def test_the_update_reaches_the_optimal_policy_from_samples(algorithm):
     assert total_variation(agent.reference, best) > 0.3
 
     optimizer = rlhf.adam(5e-3, [agent.actor, agent.critic] if algorithm == "ppo" else [agent.actor])
-    obs, iterations = torch.full((512, 1), 1), 100
+    obs, iterations = torch.full((1024, 1), 1), 110
     for i in range(iterations):
         optimizer.param_groups[0]["lr"] = 5e-3 * (1 - i / iterations)
         act = rlhf.sample(agent.actor, obs, 3)
@@ -176,6 +176,7 @@ def test_the_update_reaches_the_optimal_policy_from_samples(algorithm):
             ref_logp = rlhf.next_words(agent.reference, obs, act).log_prob(act)
             adv, ret = rlhf.advantages(agent, obs, act, score, logp - ref_logp, args)
         rlhf.update(agent, optimizer, rlhf.Batch(obs, act, adv, ret, logp, ref_logp), args)
+
     assert total_variation(agent.actor, best) < 0.03
 
 
@@ -189,9 +190,9 @@ def test_dpo_with_exact_preferences_reaches_the_same_optimal_policy():
     best, ref_logp = optimal_policy(agent, reward), log_probs(agent.reference)
     first, second = torch.cartesian_prod(torch.arange(85), torch.arange(85)).T
     share = torch.sigmoid(reward[first] - reward[second])  # of the rankings of this pair, with the first above
-    optimizer, iterations = rlhf.adam(1e-2, [agent.actor]), 300
+    optimizer, iterations = rlhf.adam(2e-2, [agent.actor]), 600
     for i in range(iterations):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / iterations)
+        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / iterations)
         log_ratio = (log_probs(agent.actor) - ref_logp)[torch.stack([first, second], 1)]  # [85 * 85, 2]
         slope = torch.func.vmap(torch.func.grad(lambda pair: rlhf.dpo_loss(pair[None], BETA)))(log_ratio.detach())
         optimizer.zero_grad()
@@ -238,7 +239,7 @@ def test_padding_changes_no_word_before_it_and_counts_nowhere(tiny):
     for model, rows in (agent, ACT), (wide, act):
         with torch.no_grad():
             logp = model.policy(OBS, rows).log_prob(rows)
-            score = rlhf.final_output(model.reward_model, OBS, rows)
+            score = rlhf.after_last_action(model.reward_model, OBS, rows)
             adv, ret = rlhf.advantages(model, OBS, rows, score, logp, args)
         assert not logp[rows == PAD].any()
         torch.manual_seed(0)
@@ -265,12 +266,17 @@ def test_nothing_under_the_padding_reaches_the_update():
     assert torch.equal(*states)
 
 
-def test_on_the_first_minibatch_the_ratio_is_1():
-    agent, args = tiny_agent(3, clip_coef=1e-9, update_epochs=1, num_minibatches=1)
+def test_on_the_first_minibatch_the_ratio_is_1(monkeypatch):
+    agent, args = tiny_agent(3, update_epochs=1, num_minibatches=1)
+    act = rlhf.sample(agent.actor, torch.full((100, 1), 1), 3)
     with torch.no_grad():
-        logp = agent.policy(OBS, ACT).log_prob(ACT)
-    batch = rlhf.Batch(OBS, ACT, torch.randn(85, 3).double(), torch.randn(85, 3).double(), logp, logp)
-    assert rlhf.update(agent, rlhf.adam(1e-2, [agent.actor, agent.critic]), batch, args)["clip_fraction"] == 0
+        logp = agent.policy(OBS[:1].expand(100, 1), act).log_prob(act)
+    ratios, clip_objective = [], rlhf.clip_objective
+    monkeypatch.setattr(rlhf, "clip_objective", lambda ratio, *rest: ratios.append(ratio) or clip_objective(ratio, *rest))
+    noise = torch.randn(100, 3).double()
+    batch = rlhf.Batch(OBS[:1].expand(100, 1), act, noise, noise, logp, logp)
+    rlhf.update(agent, rlhf.adam(1e-2, [agent.actor, agent.critic]), batch, args)
+    assert torch.equal(ratios[0], torch.ones_like(ratios[0]))
 
 
 # Equations

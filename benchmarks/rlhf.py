@@ -1,0 +1,179 @@
+"""The evidence for rlhf.py: the four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
+
+    python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
+    python benchmarks/rlhf.py table          # only those of one experiment: table, paths or selection
+    python benchmarks/rlhf.py plot           # print the tables and draw rlhf.svg from rlhf.csv
+
+Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
+--resume, which continues bit for bit, so each is the run that `python rlhf.py --seed ...` with its flags would be.
+The defaults were chosen on seeds 1 to 20; the seeds here were used only once, for this evidence.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.remove(str(Path(__file__).parent))  # this file has the name of the script that it imports
+sys.path.insert(0, str(ROOT))
+import rlhf  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/rlhf.csv"
+FOLDER = ROOT / "runs/rlhf-evidence"
+COLUMNS = "experiment seed algorithm num_comparisons kl_coef point kl gold score win_rate grammatical J J_reference"
+COLUMNS = [*COLUMNS.split(), "J_optimum", "gold_reference", "gold_std", "accuracy", "accuracy_best", "seconds"]
+
+TABLE_SEEDS = range(101, 111)
+TABLE = {  # beta of each algorithm: the default of ppo, and for the others such that their KL is about the same
+    "ppo": {},
+    "rloo": {},
+    "grpo": {},
+    "dpo": {},
+}
+PATH_SEEDS = (111, 112, 113)
+PATHS = [(num_comparisons, kl_coef) for num_comparisons in (500, 2_000, 8_000) for kl_coef in (0.2, 0.05, 0.0)]
+SAMPLES = 1_024  # responses of the reference to each prompt, for best-of-n and the optimal frontier
+
+
+def known():
+    """Rows of all finished runs."""
+    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+
+
+def keep(rows):
+    """Append rows to the results."""
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def base(seed, num_comparisons=8_000):
+    """Checkpoint of a run in which only improve is left."""
+    folder = FOLDER / f"{seed}-{num_comparisons}"
+    if not (folder / "done").exists():
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        args = rlhf.Args(seed=seed, num_comparisons=num_comparisons, run_dir=str(folder))
+        rlhf.setup(args)
+        agent = new_agent(args)
+        run = rlhf.Run(args, agent)
+        for stage in run.stages([rlhf.finetune, rlhf.compare, rlhf.fit_reward]):
+            stage(agent, run, args)
+        run.save()
+        (folder / "done").touch()
+    return folder / "checkpoint.pt"
+
+
+def new_agent(args):
+    return rlhf.Agent(args, len(rlhf.VOCABULARY), prompt_words=5, max_words=rlhf.MAX_WORDS)
+
+
+def train(name, checkpoint, **flags):
+    """Continue from a checkpoint with other flags; returns eval.json and the rows of improve in metrics.csv."""
+    folder = FOLDER / name
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / "metrics.csv").unlink(missing_ok=True)
+    saved = rlhf.load(checkpoint)["args"] | {"resume": str(checkpoint), "run_dir": str(folder)} | flags
+    rlhf.train(rlhf.Args(**saved))
+    (folder / "checkpoint.pt").unlink()
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return json.loads((folder / "eval.json").read_text()), [row for row in rows if row["stage"].startswith("improve")]
+
+
+def final_row(result):
+    """Columns of one eval.json."""
+    after, before = result["policy"], result["reference"]
+    row = {name: after[name] for name in ("kl", "gold", "score", "grammatical", "J")}
+    row |= {"win_rate": result["win_rate"], "J_reference": before["J"], "J_optimum": result.get("J_optimum", "")}
+    return row | {"gold_reference": before["gold"], "gold_std": before["gold_std"], "seconds": result["seconds"]}
+
+
+def table(done):
+    """The four algorithms at about the same KL."""
+    for seed in TABLE_SEEDS:
+        for algorithm, flags in TABLE.items():
+            key = {"experiment": "table", "seed": seed, "algorithm": algorithm, "num_comparisons": 8_000}
+            if matches(done, key):
+                continue
+            result, _ = train(f"{seed}-{algorithm}", base(seed), algorithm=algorithm, **flags)
+            keep([key | {"kl_coef": result["kl_coef"], "point": "end"} | final_row(result)])
+
+
+def paths(done):
+    """PPO for several sizes of the reward model's data and several beta: where it is at each iteration."""
+    for seed in PATH_SEEDS:
+        for num_comparisons, kl_coef in PATHS:
+            key = {"experiment": "paths", "seed": seed, "algorithm": "ppo", "num_comparisons": num_comparisons}
+            key["kl_coef"] = kl_coef
+            if matches(done, key):
+                continue
+            name = f"{seed}-{num_comparisons}-{kl_coef}"
+            result, steps = train(name, base(seed, num_comparisons), kl_coef=kl_coef, iterations=60)
+            rows = [{name: float(step[name]) for name in ("kl", "gold", "score", "grammatical")} for step in steps]
+            rows = [key | {"point": i} | row for i, row in enumerate(rows)]
+            keep([*rows, key | {"point": "end"} | final_row(result)])
+
+
+@torch.no_grad()
+def selection(done):
+    """Without training: the best of n responses of the reference, and the optimal policies, by reweighting them."""
+    for seed in PATH_SEEDS:
+        for num_comparisons in sorted({n for n, _ in PATHS}):
+            key = {"experiment": "selection", "seed": seed, "num_comparisons": num_comparisons}
+            if matches(done, key):
+                continue
+            checkpoint = base(seed, num_comparisons)
+            args = rlhf.Args(**rlhf.load(checkpoint)["args"])
+            rlhf.setup(args)
+            agent = new_agent(args)
+            agent.load_state_dict(rlhf.load(checkpoint)["agent"])
+            score, gold = reference_samples(agent)
+            keep([key | row for row in [*best_of_n(score, gold), *frontier(score, gold)]])
+
+
+def reference_samples(agent):
+    """Scores and gold scores of responses of the reference, [prompts, SAMPLES] each."""
+    columns = []
+    for prompt in rlhf.ALL_PROMPTS:
+        obs = rlhf.encode([prompt] * SAMPLES)
+        act = rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS)
+        columns.append(torch.stack([agent.score(obs, act), agent.gold(obs, act)]))
+    return torch.stack(columns, 1).double()
+
+
+def best_of_n(score, gold):
+    """Means of the response with the highest score among n; its KL is log n - (n - 1) / n (Stiennon et al. 2020)."""
+    for n in (2**i for i in range(int(math.log2(SAMPLES)) + 1)):
+        best = score.view(len(score), -1, n).max(2)
+        chosen = gold.view(len(gold), -1, n).gather(2, best.indices[..., None])
+        kl = math.log(n) - (n - 1) / n
+        yield {"algorithm": "best of n", "point": n, "kl": kl, "score": best.values.mean().item(), "gold": chosen.mean().item()}
+
+
+def frontier(score, gold):
+    """Means of pi_ref exp(score / beta) / Z while at least 20 samples of a prompt count."""
+    for kl_coef in (3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2):
+        weight = (score / kl_coef).softmax(1)
+        if (1 / (weight**2).sum(1)).mean() < 20:
+            return
+        kl = (weight * (weight * SAMPLES).clamp(min=1e-30).log()).sum(1).mean()
+        means = {"score": (weight * score).sum(1).mean().item(), "gold": (weight * gold).sum(1).mean().item()}
+        yield {"algorithm": "optimal", "point": "", "kl_coef": kl_coef, "kl": kl.item()} | means
+
+
+def matches(done, key):
+    return any(all(row[name] == str(value) for name, value in key.items()) for row in done)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or ["table", "paths", "selection"]
+    for name in chosen:
+        {"table": table, "paths": paths, "selection": selection}[name](known())
