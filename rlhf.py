@@ -464,8 +464,9 @@ def train(args):
     """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     setup(args)
     agent = Agent(args, len(VOCABULARY), prompt_words=5, max_words=MAX_WORDS)
+    if args.resume:
+        restore(agent, args)
     if args.prompt:
-        restore(agent, load(args.resume)["agent"], args)
         return answer(agent, args.prompt)
 
     stages = [compare, fit_reward, improve_directly if args.algorithm == "dpo" else improve]
@@ -612,16 +613,6 @@ class Agent(nn.Module):
         return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
 
 
-def restore(agent, weights, args):
-    """Load an agent's weights from a checkpoint. Raises InputError."""
-    try:
-        agent.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"--resume {args.resume}: its agent does not fit the other flags") from error
-    if args.kl_target is None:
-        agent.kl_coef.fill_(args.kl_coef)
-
-
 def load_judge(name):
     """The function "my_module:function", or this script's. Raises InputError."""
     module, _, function = name.partition(":")
@@ -710,7 +701,6 @@ class Run:
         self.stage, self.step, self.seconds, self.metrics_size = 0, 0, 0.0, 0
         if args.resume:
             saved = load(args.resume)
-            restore(agent, saved["agent"], args)
             self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
             self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
         self.start = time.perf_counter() - self.seconds
@@ -741,12 +731,12 @@ class Run:
             self.finish()
 
     def stages(self, stages):
-        """Yield the stages that are left."""
-        for number in range(self.stage, len(stages)):
-            stage = stages[number]
+        """Yield the stages that are left; round counts from 0."""
+        for number, stage in enumerate(stages):
             self.name, self.round = stage.__name__, stages[:number].count(stage)
-            yield stage
-            self.stage, self.step, self.optimizer = number + 1, 0, None
+            if number == self.stage:
+                yield stage
+                self.stage, self.step, self.optimizer = number + 1, 0, None
 
     def steps(self, total, optimizer=None):
         """Yield the steps of a stage that are left; sets the learning rate, which increases first, then decays to 0."""
@@ -811,7 +801,7 @@ class Run:
         before, after, wins = results["reference"], results["policy"], results["win_rate"]
         best = f"; the optimum is {results['J_optimum']:.2f}" if "J_optimum" in results else ""
         self.print(f"J {before['J']:.2f} -> {after['J']:.2f}{best}. Score {after['score']:.2f}, KL {after['kl']:.1f}")
-        print("".join(samples[::4]))
+        print("".join(samples[::5]))
         gold = f"{before['gold']:.2f} -> {after['gold']:.2f}, wins {wins:.0%}"
         print(f"eval: gold {gold}, {after['grammatical']:.0%} grammatical ({self.folder})")
 
@@ -865,6 +855,16 @@ def load(path):
     if found != CHECKPOINT:
         raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
     return saved
+
+
+def restore(agent, args):
+    """Load what an agent has learned so far from the checkpoint. Raises InputError."""
+    try:
+        agent.load_state_dict(load(args.resume)["agent"])
+    except RuntimeError as error:
+        raise InputError(f"--resume {args.resume}: its agent does not fit the other flags") from error
+    if args.kl_target is None:
+        agent.kl_coef.fill_(args.kl_coef)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""The evidence for rlhf.py: the four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
+"""The evidence for rlhf.py: four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
 
     python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
     python benchmarks/rlhf.py table          # only those of one experiment: table, paths or selection
@@ -10,7 +10,6 @@ The defaults were chosen on seeds 1 to 20; the seeds here were used only once, f
 """
 
 import csv
-import dataclasses
 import json
 import math
 import sys
@@ -19,8 +18,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.remove(str(Path(__file__).parent))  # this file has the name of the script that it imports
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # this file has the name of the script that it imports
 import rlhf  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/rlhf.csv"
@@ -155,7 +153,8 @@ def best_of_n(score, gold):
         best = score.view(len(score), -1, n).max(2)
         chosen = gold.view(len(gold), -1, n).gather(2, best.indices[..., None])
         kl = math.log(n) - (n - 1) / n
-        yield {"algorithm": "best of n", "point": n, "kl": kl, "score": best.values.mean().item(), "gold": chosen.mean().item()}
+        means = {"score": best.values.mean().item(), "gold": chosen.mean().item()}
+        yield {"algorithm": "best of n", "point": n, "kl": kl} | means
 
 
 def frontier(score, gold):

@@ -84,9 +84,7 @@ def tiny():
     with torch.no_grad():
         ref_logp = rlhf.next_words(agent.reference, OBS, ACT).log_prob(ACT)
         log_ratio = agent.policy(OBS, ACT).log_prob(ACT) - ref_logp
-    return SimpleNamespace(
-        agent=agent, args=args, reward=reward, exact=exact, ref_logp=ref_logp, log_ratio=log_ratio
-    )
+    return SimpleNamespace(agent=agent, args=args, reward=reward, exact=exact, ref_logp=ref_logp, log_ratio=log_ratio)
 
 
 # Enumeration
@@ -261,7 +259,9 @@ def test_nothing_under_the_padding_reaches_the_update():
             logp = model.policy(OBS, ACT).log_prob(ACT)
         adv, ret = torch.randn(85, 3).double(), torch.randn(85, 3).double()
         adv[ACT == PAD] = ret[ACT == PAD] = filler
-        rlhf.update(model, rlhf.adam(1e-2, [model.actor, model.critic]), rlhf.Batch(OBS, ACT, adv, ret, logp, logp), args)
+        rlhf.update(
+            model, rlhf.adam(1e-2, [model.actor, model.critic]), rlhf.Batch(OBS, ACT, adv, ret, logp, logp), args
+        )
         states.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.equal(*states)
 
@@ -272,7 +272,9 @@ def test_on_the_first_minibatch_the_ratio_is_1(monkeypatch):
     with torch.no_grad():
         logp = agent.policy(OBS[:1].expand(100, 1), act).log_prob(act)
     ratios, clip_objective = [], rlhf.clip_objective
-    monkeypatch.setattr(rlhf, "clip_objective", lambda ratio, *rest: ratios.append(ratio) or clip_objective(ratio, *rest))
+    monkeypatch.setattr(
+        rlhf, "clip_objective", lambda ratio, *rest: ratios.append(ratio) or clip_objective(ratio, *rest)
+    )
     noise = torch.randn(100, 3).double()
     batch = rlhf.Batch(OBS[:1].expand(100, 1), act, noise, noise, logp, logp)
     rlhf.update(agent, rlhf.adam(1e-2, [agent.actor, agent.critic]), batch, args)
@@ -432,7 +434,9 @@ def test_the_generator_draws_texts_as_often_as_the_language_says():
         assert words.count(text) == pytest.approx(40_000 * prob, abs=5 * math.sqrt(40_000 * prob))
 
 
-@pytest.mark.parametrize("text", ["the soup was kind .", "the soup was", "soon soon soon", "", "the soup was tasty . ."])
+@pytest.mark.parametrize(
+    "text", ["the soup was kind .", "the soup was", "soon soon soon", "", "the soup was tasty . ."]
+)
 def test_other_texts_are_not_grammatical(text):
     assert rlhf.log_likelihood("how was the soup ?", text) == -math.inf
 
@@ -455,3 +459,254 @@ def test_other_texts_are_not_grammatical(text):
 )
 def test_the_judge_by_hand(response, gold):
     assert rlhf.judge(f"how was the soup ? {response}") == pytest.approx(gold)
+
+
+# The pipeline
+
+SMALL = {"sft_steps": 10, "num_comparisons": 192, "reward_epochs": 2, "iterations": 4, "batch_size": 32}
+SMALL |= {"eval_responses": 24, "d_model": 16, "num_heads": 2, "checkpoint_every": 3, "seed": 5}
+
+
+def metrics(folder):
+    """Rows of metrics.csv without the seconds."""
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
+
+
+def results(folder):
+    found = json.loads((folder / "eval.json").read_text())
+    return {name: x for name, x in found.items() if name != "seconds"}
+
+
+def weights(model):
+    return torch.cat([x.flatten().double() for x in model.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rlhf") / "run"
+    return folder, rlhf.train(rlhf.Args(**SMALL, run_dir=str(folder)))
+
+
+def test_a_run_leaves_its_flags_metrics_results_samples_and_a_checkpoint(run):
+    folder, _ = run
+    assert {path.name for path in folder.iterdir()} == {
+        "args.json", "metrics.csv", "eval.json", "samples.txt", "checkpoint.pt"
+    }  # fmt: skip
+    assert json.loads((folder / "args.json").read_text())["num_comparisons"] == 192
+    counts = {"finetune": 10, "compare": 1, "fit_reward": 6, "improve": 4}
+    assert [row["stage"] for row in metrics(folder)] == [name for name, count in counts.items() for _ in range(count)]
+    assert all(math.isfinite(float(metrics(folder)[-1][name])) for name in ("score", "gold", "kl", "value_loss"))
+    found = results(folder)
+    assert 0 <= found["win_rate"] <= 1 and found["reference"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert found["policy"]["kl"] > 0
+    assert found["policy"]["J"] == pytest.approx(found["policy"]["score"] - 0.2 * found["policy"]["kl"], abs=1e-4)
+    text = (folder / "samples.txt").read_text()
+    assert text.count("before") == text.count("after") == len(rlhf.ALL_PROMPTS)
+    assert all(prompt in text for prompt in rlhf.ALL_PROMPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "step"), [("finetune", 7), ("compare", 0), ("fit_reward", 4), ("improve", 3)])
+def test_an_interrupted_run_continues_bit_for_bit(run, tmp_path, monkeypatch, stage, step, capsys):
+    folder, agent = run
+    report = rlhf.Run.report
+
+    def interrupt(self, **numbers):
+        report(self, **numbers)
+        if (self.name, self.step) == (stage, step):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rlhf.Run, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rlhf.train(rlhf.Args(**SMALL, run_dir=str(tmp_path)))
+    assert f"stopped in {stage}; continue with --resume {tmp_path / 'checkpoint.pt'}" in capsys.readouterr().err
+    monkeypatch.undo()
+    resumed = rlhf.train(rlhf.Args(**SMALL, resume=str(tmp_path / "checkpoint.pt")))
+    assert metrics(tmp_path) == metrics(folder)
+    assert results(tmp_path) == results(folder)
+    assert torch.equal(weights(resumed), weights(agent))
+
+
+def test_a_finished_run_is_only_evaluated_again(run):
+    folder, agent = run
+    before, rows = results(folder), metrics(folder)
+    again = rlhf.train(rlhf.Args(**SMALL, resume=str(folder / "checkpoint.pt")))
+    assert torch.equal(weights(again), weights(agent))
+    assert results(folder) == before and metrics(folder) == rows
+
+
+calls = []
+
+
+def fickle_judge(text):
+    """The judge, until calls says that it must not matter any more."""
+    calls.append(text)
+    return -float(len(text)) if "fickle" in calls else rlhf.judge(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "dpo"])
+def test_nothing_learns_from_the_judge_but_the_rankings(tmp_path, monkeypatch, algorithm):
+    """Not called before the rankings; and after them, another judge leaves the same policy, bit for bit."""
+    flags = SMALL | {"algorithm": algorithm, "judge": "tests.test_rlhf:fickle_judge"}
+    name = "improve_directly" if algorithm == "dpo" else "improve"
+    improve, compare, agents = getattr(rlhf, name), rlhf.compare, []
+
+    def first_compare(agent, run, args):
+        assert not sys.modules["tests.test_rlhf"].calls
+        compare(agent, run, args)
+
+    first_compare.__name__ = "compare"
+    for i, fickle in enumerate((False, True)):
+        sys.modules["tests.test_rlhf"].calls.clear()
+
+        def spoil(agent, run, args, fickle=fickle):
+            frozen = weights(agent.reference), weights(agent.reward_model)
+            sys.modules["tests.test_rlhf"].calls.extend(["fickle"] * fickle)
+            improve(agent, run, args)
+            assert torch.equal(frozen[0], weights(agent.reference))
+            assert torch.equal(frozen[1], weights(agent.reward_model))
+
+        spoil.__name__ = name
+        monkeypatch.setattr(rlhf, name, spoil)
+        monkeypatch.setattr(rlhf, "compare", first_compare)
+        agents.append(rlhf.train(rlhf.Args(**flags, run_dir=str(tmp_path / str(i)))))
+    assert torch.equal(weights(agents[0]), weights(agents[1]))
+    assert results(tmp_path / "0")["policy"]["gold"] != results(tmp_path / "1")["policy"]["gold"]
+
+
+@pytest.mark.slow
+def test_frozen_layers_keep_their_supervised_weights(tmp_path):
+    agent = rlhf.train(rlhf.Args(**SMALL, frozen_layers=1, run_dir=str(tmp_path)))
+    for model in agent.actor, agent.reward_model, agent.critic:
+        assert torch.equal(weights(model.word), weights(agent.reference.word))
+        assert torch.equal(weights(model.position), weights(agent.reference.position))
+        assert torch.equal(weights(model.blocks[0]), weights(agent.reference.blocks[0]))
+        assert not torch.equal(weights(model.blocks[1]), weights(agent.reference.blocks[1]))
+
+
+@pytest.mark.slow
+def test_rounds_add_rankings_and_a_target_moves_beta(tmp_path):
+    agent = rlhf.train(rlhf.Args(**SMALL, rounds=2, num_ranked=3, kl_target=50.0, run_dir=str(tmp_path)))
+    assert agent.rankings.shape == (384, 3, rlhf.MAX_WORDS) and (agent.rankings[:, :, 0] != PAD).all()
+    stages = [name for name, _ in itertools.groupby(row["stage"] for row in metrics(tmp_path))]
+    assert stages == ["finetune", *["compare", "fit_reward", "improve"] * 2]
+    steps = len([row for row in metrics(tmp_path) if row["stage"] == "improve"])
+    assert agent.kl_coef.item() == pytest.approx(0.2 * (1 - 0.2 * 32 / rlhf.KL_HORIZON) ** steps)
+
+
+def test_after_fitting_the_scores_of_the_reference_are_standard(run):
+    _, agent = run
+    torch.manual_seed(0)
+    obs = rlhf.encode(rlhf.ALL_PROMPTS * 100)
+    with torch.no_grad():
+        score = rlhf.after_last_action(agent.reward_model, obs, rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS))
+    assert score.mean().abs() < 0.1 and (score.std() - 1).abs() < 0.1
+
+
+def test_a_response_that_was_cut_off_scores_at_most_minus_1(run):
+    _, agent = run
+    obs = rlhf.encode(rlhf.ALL_PROMPTS)
+    act = torch.full((len(obs), rlhf.MAX_WORDS), rlhf.WORD_ID["soup"])
+    act[:12, 3:] = torch.tensor([EOS] + [PAD] * 15)
+    with torch.no_grad():
+        score, raw = agent.score(obs, act), rlhf.after_last_action(agent.reward_model, obs, act)
+    assert torch.equal(score[:12], raw[:12]) and (score[12:] == raw[12:].clamp(max=-1)).all()
+
+
+@pytest.mark.slow
+def test_the_reward_model_recovers_a_known_linear_reward(tmp_path):
+    """The judge adds up a value for each word; the model sees only which of two texts is better, with noise."""
+    args = rlhf.Args(num_comparisons=4_000, d_model=32, num_layers=1, num_heads=2, run_dir=str(tmp_path), seed=3)
+    rlhf.setup(args)
+    agent, run = rlhf.Agent(args, len(rlhf.VOCABULARY), 5, rlhf.MAX_WORDS), None
+    value = dict(zip(rlhf.VOCABULARY, torch.randn(len(rlhf.VOCABULARY)).tolist()))
+    agent.judge = lambda text: sum(value[word] for word in text.split("? ")[1].split()) / 2
+    random.seed(0)
+    obs, first, second = rlhf.speak(4_000)[2], rlhf.speak(4_000)[3], rlhf.speak(4_000)[3]
+    gold = torch.stack([agent.gold(obs, first), agent.gold(obs, second)], 1)
+    order = rlhf.rank(gold, args.label_noise)
+    agent.prompts.copy_(obs)
+    agent.rankings.copy_(torch.stack([first, second], 1).take_along_dim(order[..., None], 1))
+    run = rlhf.Run(args, agent)
+    for stage in run.stages([rlhf.fit_reward]):
+        stage(agent, run, args)
+    _, _, obs, act = rlhf.speak(1_000)
+    with torch.no_grad():
+        score = rlhf.after_last_action(agent.reward_model, obs, act)
+    assert torch.corrcoef(torch.stack([score, agent.gold(obs, act)]))[0, 1] > 0.9
+
+
+# The command line
+
+
+def command(*flags, cwd=None):
+    script = [sys.executable, rlhf.__file__, *map(str, flags)]
+    return subprocess.run(script, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kl-coef", "-1"], "--kl-coef -1.0: must be between 0 and inf"),
+        (["--num-ranked", "1"], "--num-ranked 1: must be between 2 and 10"),
+        (["--group-size", "3"], "--group-size 3: must divide --batch-size 256"),
+        (["--num-heads", "5"], "--num-heads 5: must divide --d-model 64"),
+        (["--judge", "json:nothing"], "--judge json:nothing: module 'json' has no attribute 'nothing'"),
+        (["--judge", "nothing"], "--judge nothing: "),
+        (["--algorithm", "dpo", "--reward", "judge"], "--reward judge: dpo learns from rankings only"),
+        (["--prompt", "how was the soup ?"], "--prompt: needs --resume"),
+        (["--resume", __file__], f"--resume {__file__}: not a checkpoint"),
+        (["--device", "tpu9"], "--device tpu9: "),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2_and_nothing_is_written(tmp_path, flags, message):
+    done = command(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"rlhf.py: {message}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_run_is_refused_and_so_are_other_sizes(run):
+    folder, _ = run
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    done = command(*small, "--run-dir", folder)
+    assert done.returncode == 2 and "already contains a run" in done.stderr
+    done = command("--resume", folder / "checkpoint.pt", "--d-model", 32)
+    assert done.returncode == 2 and "its agent does not fit the other flags" in done.stderr
+
+
+def test_a_policy_can_be_asked(run):
+    folder, _ = run
+    done = command("--resume", folder / "checkpoint.pt", "--prompt", "how was the soup ?")
+    assert done.returncode == 0 and done.stdout.count("before") == done.stdout.count("after") == 3
+    done = command("--resume", folder / "checkpoint.pt", "--prompt", "how was the weather ?")
+    assert done.returncode == 2 and "--prompt how was the weather ?: expected one of how was the soup ?" in done.stderr
+
+
+def infinite_judge(text):
+    return math.inf
+
+
+def test_numbers_that_are_not_finite_end_the_run_with_status_1_and_a_hint(tmp_path, monkeypatch, capsys):
+    flags = SMALL | {"judge": "tests.test_rlhf:infinite_judge", "run_dir": str(tmp_path)}
+    monkeypatch.setattr(sys, "argv", ["rlhf.py", *(f"--{name.replace('_', '-')}={x}" for name, x in flags.items())])
+    with pytest.raises(SystemExit) as error:
+        rlhf.main()
+    assert error.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("rlhf.py: gold is inf at step 0 of compare: try a smaller learning rate")
+    assert str(tmp_path / "checkpoint.pt") in message
+
+
+@pytest.mark.slow
+def test_the_file_works_on_its_own(tmp_path):
+    (tmp_path / "rlhf.py").write_text(open(rlhf.__file__).read())
+    (tmp_path / "taste.py").write_text("def brief(text):\n    return -float(len(text.split()))\n")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    script = [sys.executable, "rlhf.py", *flags, "--judge", "taste:brief", "--run-dir", "out"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("eval: gold -")
+    assert (tmp_path / "out/eval.json").exists()
