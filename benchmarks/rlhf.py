@@ -1,7 +1,7 @@
 """The evidence for rlhf.py: four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
 
     python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
-    python benchmarks/rlhf.py table          # only those of one experiment: table, paths or selection
+    python benchmarks/rlhf.py table ppo      # only those with both words in their row
     python benchmarks/rlhf.py plot           # print the tables and draw rlhf.svg from rlhf.csv
 
 Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
@@ -96,10 +96,10 @@ def final_row(result):
 
 def table(done):
     """The four algorithms at about the same KL."""
-    for seed in TABLE_SEEDS:
-        for algorithm, flags in TABLE.items():
+    for algorithm, flags in TABLE.items():
+        for seed in TABLE_SEEDS:
             key = {"experiment": "table", "seed": seed, "algorithm": algorithm, "num_comparisons": 8_000}
-            if matches(done, key):
+            if skip(done, key):
                 continue
             result, _ = train(f"{seed}-{algorithm}", base(seed), algorithm=algorithm, **flags)
             keep([key | {"kl_coef": result["kl_coef"], "point": "end"} | final_row(result)])
@@ -111,7 +111,7 @@ def paths(done):
         for num_comparisons, kl_coef in PATHS:
             key = {"experiment": "paths", "seed": seed, "algorithm": "ppo", "num_comparisons": num_comparisons}
             key["kl_coef"] = kl_coef
-            if matches(done, key):
+            if skip(done, key):
                 continue
             name = f"{seed}-{num_comparisons}-{kl_coef}"
             result, steps = train(name, base(seed, num_comparisons), kl_coef=kl_coef, iterations=60)
@@ -126,7 +126,7 @@ def selection(done):
     for seed in PATH_SEEDS:
         for num_comparisons in sorted({n for n, _ in PATHS}):
             key = {"experiment": "selection", "seed": seed, "num_comparisons": num_comparisons}
-            if matches(done, key):
+            if skip(done, key):
                 continue
             checkpoint = base(seed, num_comparisons)
             args = rlhf.Args(**rlhf.load(checkpoint)["args"])
@@ -168,11 +168,12 @@ def frontier(score, gold):
         yield {"algorithm": "optimal", "point": "", "kl_coef": kl_coef, "kl": kl.item()} | means
 
 
-def matches(done, key):
-    return any(all(row[name] == str(value) for name, value in key.items()) for row in done)
+def skip(done, key):
+    """Whether a run has its row already, or is not asked for on the command line."""
+    known = any(all(row[name] == str(value) for name, value in key.items()) for row in done)
+    return known or not set(sys.argv[1:]) <= set(map(str, key.values()))
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["table", "paths", "selection"]
-    for name in chosen:
-        {"table": table, "paths": paths, "selection": selection}[name](known())
+    for experiment in table, paths, selection:
+        experiment(known())
