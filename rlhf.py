@@ -98,8 +98,9 @@ class Args:
     eval_responses: int = 2_400  # responses of policy and reference in the final evaluation
 
 
-LIMITS = {"gae_lambda": (0, 1), "frozen_layers": (0, math.inf), "seed": (0, math.inf)}  # see check_limits
-LIMITS |= {"num_ranked": (2, 10), "group_size": (2, 100), "num_comparisons": (TEXTS, math.inf)}
+LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}  # see check_limits
+LIMITS |= {"gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}
+LIMITS |= dict.fromkeys(["frozen_layers", "seed"], (0, math.inf))
 
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
@@ -127,7 +128,7 @@ VALUE |= dict.fromkeys("stale salty cold bland rude slow bored loud dirty dark n
 VALUE |= {"superb": 2}
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {symbol: list(map(tuple, map(str.split, text.split("|")))) for symbol, text in GRAMMAR.items()}
+RULES = {symbol: [rule.split() for rule in text.split("|")] for symbol, text in GRAMMAR.items()}
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 ALL_PROMPTS = [prompt.strip().replace("DISH", dish) for prompt in PROMPTS.split("|") for dish in DISHES]
 SYMBOLS = " ".join([*ALL_PROMPTS, *GRAMMAR.values()]).replace("|", "").split()

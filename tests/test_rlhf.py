@@ -1,6 +1,6 @@
-"""rlhf.py: every gradient and optimum by enumeration of a tiny language, every equation by hand, the pipeline as a user.
+"""rlhf.py: gradients and optima by enumeration of a tiny language, equations by hand, the pipeline as a user runs it.
 
-The tiny language has 4 words and <eos>, and responses of at most 3 actions: 85 responses, so that expectations are sums.
+The tiny language has 4 words and <eos>, and responses of at most 3 actions: 85 responses, so expectations are sums.
 """
 
 import csv
@@ -126,7 +126,7 @@ def test_the_expected_update_of_rloo_is_the_exact_gradient_of_the_objective(tiny
 
 @pytest.mark.parametrize("penalty", ["k3 in the reward", "k3 in the loss", "KL of each word in the loss"])
 def test_other_places_for_the_penalty_give_another_gradient(tiny, penalty):
-    """With k3 in the reward the penalty is zero to second order; in the loss it forgets that a word changes the rest."""
+    """k3 in the reward has almost no gradient near the reference; a loss per word forgets what a word leads to."""
 
     def loss(logp):
         if penalty == "k3 in the loss":
