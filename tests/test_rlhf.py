@@ -641,9 +641,21 @@ def test_the_reward_model_recovers_a_known_linear_reward(tmp_path):
 # The command line
 
 
-def command(*flags, cwd=None):
-    script = [sys.executable, rlhf.__file__, *map(str, flags)]
-    return subprocess.run(script, capture_output=True, text=True, cwd=cwd)
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """rlhf.main() in an empty folder: exit status, standard output and standard error."""
+
+    def call(*flags):
+        monkeypatch.setattr(sys, "argv", ["rlhf.py", *map(str, flags)])
+        monkeypatch.chdir(tmp_path)
+        status = 0
+        try:
+            rlhf.main()
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -661,51 +673,51 @@ def command(*flags, cwd=None):
         (["--device", "tpu9"], "--device tpu9: "),
     ],
 )
-def test_bad_input_gets_one_sentence_and_status_2_and_nothing_is_written(tmp_path, flags, message):
-    done = command(*flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"rlhf.py: {message}") and done.stderr.count("\n") == 1
+def test_bad_input_gets_one_sentence_and_status_2_and_nothing_is_written(command, tmp_path, flags, message):
+    status, _, error = command(*flags)
+    assert status == 2
+    assert error.startswith(f"rlhf.py: {message}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_a_run_is_refused_and_so_are_other_sizes(run):
-    folder, _ = run
-    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    done = command(*small, "--run-dir", folder)
-    assert done.returncode == 2 and "already contains a run" in done.stderr
-    done = command("--resume", folder / "checkpoint.pt", "--d-model", 32)
-    assert done.returncode == 2 and "its agent does not fit the other flags" in done.stderr
+def small_flags(**more):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | more).items()]
 
 
-def test_a_policy_can_be_asked(run):
+def test_a_folder_with_a_run_is_refused_and_so_are_other_sizes(run, command):
     folder, _ = run
-    done = command("--resume", folder / "checkpoint.pt", "--prompt", "how was the soup ?")
-    assert done.returncode == 0 and done.stdout.count("before") == done.stdout.count("after") == 3
-    done = command("--resume", folder / "checkpoint.pt", "--prompt", "how was the weather ?")
-    assert done.returncode == 2 and "--prompt how was the weather ?: expected one of how was the soup ?" in done.stderr
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, _, error = command(*small_flags(run_dir=folder))
+    assert status == 2 and "already contains a run" in error
+    status, _, error = command("--resume", folder / "checkpoint.pt", "--d-model", 32)
+    assert status == 2 and "its agent does not fit the other flags" in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_policy_can_be_asked(run, command):
+    checkpoint = run[0] / "checkpoint.pt"
+    status, output, _ = command("--resume", checkpoint, "--prompt", "how was the soup ?")
+    assert status == 0 and output.count("before") == output.count("after") == 3
+    status, _, error = command("--resume", checkpoint, "--prompt", "how was the weather ?")
+    assert status == 2 and "--prompt how was the weather ?: expected one of how was the soup ?" in error
 
 
 def infinite_judge(text):
     return math.inf
 
 
-def test_numbers_that_are_not_finite_end_the_run_with_status_1_and_a_hint(tmp_path, monkeypatch, capsys):
-    flags = SMALL | {"judge": "tests.test_rlhf:infinite_judge", "run_dir": str(tmp_path)}
-    monkeypatch.setattr(sys, "argv", ["rlhf.py", *(f"--{name.replace('_', '-')}={x}" for name, x in flags.items())])
-    with pytest.raises(SystemExit) as error:
-        rlhf.main()
-    assert error.value.code == 1
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("rlhf.py: gold is inf at step 0 of compare: try a smaller learning rate")
-    assert str(tmp_path / "checkpoint.pt") in message
+def test_numbers_that_are_not_finite_end_the_run_with_status_1_and_a_hint(command, tmp_path):
+    status, _, error = command(*small_flags(judge="tests.test_rlhf:infinite_judge", run_dir=tmp_path / "run"))
+    assert status == 1
+    assert error.splitlines()[-1].startswith("rlhf.py: gold is inf at step 0 of compare: try a smaller learning rate")
+    assert error.endswith(f"Last good checkpoint: {tmp_path / 'run/checkpoint.pt'}\n")
 
 
 @pytest.mark.slow
 def test_the_file_works_on_its_own(tmp_path):
     (tmp_path / "rlhf.py").write_text(open(rlhf.__file__).read())
     (tmp_path / "taste.py").write_text("def brief(text):\n    return -float(len(text.split()))\n")
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    script = [sys.executable, "rlhf.py", *flags, "--judge", "taste:brief", "--run-dir", "out"]
+    script = [sys.executable, "rlhf.py", *small_flags(judge="taste:brief", run_dir="out")]
     done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("eval: gold -")
