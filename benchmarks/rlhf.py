@@ -2,7 +2,7 @@
 
     python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
     python benchmarks/rlhf.py table ppo      # only those with both words in their row
-    python benchmarks/rlhf.py plot           # print the tables and draw rlhf.svg from rlhf.csv
+    python benchmarks/rlhf.py plot           # print the table and draw rlhf.svg from rlhf.csv
 
 Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
 --resume, which continues bit for bit, so each is the run that `python rlhf.py --seed ...` with its flags would be.
@@ -15,6 +15,11 @@ import math
 import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -174,6 +179,64 @@ def skip(done, key):
     return known or not set(sys.argv[1:]) <= set(map(str, key.values()))
 
 
+# Tables and picture
+
+
+def print_table(rows):
+    """A row of Markdown for each algorithm: means over seeds, and the worst seed where a target is for each seed."""
+    print("| algorithm | seeds | gold | up, in sd (worst) | wins | KL | of the possible J | grammatical | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for algorithm in TABLE:
+        chosen = [row for row in rows if (row["experiment"], row["algorithm"]) == ("table", algorithm)]
+        if not chosen:
+            continue
+        x = {name: np.array([float(row[name]) for row in chosen]) for name in COLUMNS[6:] if chosen[0][name]}
+        up = (x["gold"] - x["gold_reference"]) / x["gold_std"]
+        gain = (x["J"] - x["J_reference"]) / (x["J_optimum"] - x["J_reference"])
+        cells = [algorithm, len(chosen), f"{x['gold_reference'].mean():.2f} -> {x['gold'].mean():.2f}"]
+        cells += [f"{up.mean():.2f} ({up.min():.2f})", f"{x['win_rate'].mean():.1%}", f"{x['kl'].mean():.1f}"]
+        cells += [f"{gain.mean():.0%}", f"{x['grammatical'].mean():.1%}", f"{x['seconds'].mean():.0f}"]
+        print("|", " | ".join(map(str, cells)), "|")
+
+
+def draw(rows):
+    """Score of the reward model and gold score of the judge against the square root of KL, as in Gao et al. (2023)."""
+    sizes = sorted({n for n, _ in PATHS})
+    figure, axes = plt.subplots(1, len(sizes), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axis, size in zip(axes, sizes):
+        here = [row for row in rows if row["num_comparisons"] == str(size) and row["point"] != "end"]
+        for kl_coef, color in zip((0.2, 0.05, 0.0), ("#0072b2", "#e69f00", "#d55e00")):
+            path = [row for row in here if row["experiment"] == "paths" and float(row["kl_coef"]) == kl_coef]
+            curve(axis, by_point(path), color, f"PPO, beta {kl_coef:g}")
+        selected = [row for row in here if row["experiment"] == "selection"]
+        curve(axis, by_point([r for r in selected if r["algorithm"] == "best of n"]), "#777777", "best of n")
+        curve(axis, by_point([r for r in selected if r["algorithm"] == "optimal"], "kl_coef"), "#000000", "optimal")
+        axis.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axis.set(title=f"{size:,} comparisons", xlabel="square root of KL to the reference (nats)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("score")
+    axes[0].legend(frameon=False, fontsize=8, title="dashed: reward model\nsolid: judge", title_fontsize=8)
+    figure.savefig(ROOT / "benchmarks/rlhf.svg", metadata={"Date": None})
+
+
+def by_point(rows, name="point"):
+    """Means over seeds of KL, score and gold at each point, [points, 3]; points that some seeds lack are left out."""
+    seeds, points = {row["seed"] for row in rows}, {}
+    for row in rows:
+        points.setdefault(float(row[name]), []).append([float(row[key]) for key in ("kl", "score", "gold")])
+    return np.array([np.mean(x, 0) for x in points.values() if len(x) == len(seeds)]).reshape(-1, 3)
+
+
+def curve(axis, points, color, label):
+    x = np.sqrt(points[:, 0].clip(0))
+    axis.plot(x, points[:, 1], "--", color=color, linewidth=1)
+    axis.plot(x, points[:, 2], "-", color=color, linewidth=1.6, label=label)
+
+
 if __name__ == "__main__":
-    for experiment in table, paths, selection:
-        experiment(known())
+    if sys.argv[1:] == ["plot"]:
+        print_table(known())
+        draw(known())
+    else:
+        for experiment in table, paths, selection:
+            experiment(known())
