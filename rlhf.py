@@ -394,6 +394,8 @@ def compare(agent, run, args):
         rows = torch.arange(first, first + size) + run.round * args.num_comparisons
         agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, size, args)
         run.report(gold=gold.mean())
+    _, agree = pair_accuracy(gold, gold, args.label_noise)
+    run.print(f"{args.num_comparisons} rankings of {args.num_ranked}; {agree:.0%} of pairs are as the judge sees them")
 
 
 def ranking_minibatches(agent, run, optimizer, args):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[0] = str(ROOT)  # this file has the name of the script that it imports
+sys.path.insert(0, str(ROOT))  # before this folder: this file has the name of the script that it imports
 import rlhf  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/rlhf.csv"
