@@ -1,31 +1,29 @@
+"""Advantage actor-critic (A2C), the synchronous version of A3C.
+
+Mnih et al. (2016), "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, Algorithm S3.
+
+An actor, the policy pi(a|s), and a critic, the value function V(s), learn together. The critic's values show how much
+better an action was than expected, and they bootstrap the return at the end of a rollout, so rollouts can be short: N
+environments take a few steps each, one gradient step improves both networks, and the batch is discarded. Parallel
+environments do what a replay buffer does for Q-learning: they make the samples of a batch less correlated.
+
+What changed from vpg.py: one gradient step on the sum of policy loss, value loss and entropy bonus, in place of one for
+the policy and several for the values; shorter rollouts; the advantage as the only weight of grad log pi.
+
+Not in the paper: synchronous environments instead of asynchronous threads; generalized advantage estimation
+(--gae-lambda 1 gives the n-step returns of the paper), standardized in each batch, with 0.1 added to the standard
+deviation; Adam instead of RMSProp; gradient norm clipping; observations and rewards scaled by running statistics and
+clipped at 10; orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits. Left out:
+recurrent policies, a network shared by actor and critic.
+
+Shapes: T steps of N environments; B = T N rows of a batch; K action components.
+"""
+
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#   "gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.4",
-#   "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18",
-# ]
+# dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.6",
+#                 "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
 # ///
-"""Advantage actor-critic (A2C): A3C with its workers in step.
-
-Mnih, Badia, Mirza, Graves, Lillicrap, Harley, Silver and Kavukcuoglu (2016), "Asynchronous Methods for Deep
-Reinforcement Learning", arXiv:1602.01783, Algorithm S3.
-
-An actor, the policy pi(a|s), and a critic, the value function V(s), learn side by side. The critic says how much better
-an action was than expected, and what follows after a rollout's end, so rollouts can be short: N environments take a few
-steps each, one gradient step improves both networks, and the steps are forgotten. Averaging over environments does
-what replay does for Q-learning: the steps of a batch are unlike each other.
-
-What changed from vpg.py: one gradient step on one loss, of policy, values and entropy, in place of one for the policy
-and several for the values; shorter rollouts; of the four weights only the advantage.
-
-Not in the paper: environments in step with each other rather than threads that do not wait; generalised advantages
-(--gae-lambda 1 gives the paper's n-step ones), standardised in each batch; Adam rather than RMSProp; observations and
-rewards scaled by running statistics and clipped at 10; weights that start orthogonal; means of bounded actions kept
-within the bounds; time limits bootstrapped. Left out: recurrent policies, and a trunk shared by actor and critic, which
-did as well on CartPole-v1 but lets the size of the value loss steer the policy.
-
-Shapes: T steps of N environments; B steps of a batch or minibatch; K components of an action, M parameters of each.
-"""
 
 import csv
 import importlib.util
@@ -35,57 +33,60 @@ import os
 import signal
 import sys
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from collections import deque, namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 import tyro
 from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "a2c 1"  # script and version: checkpoints of others are refused
+CHECKPOINT = "a2c 2"  # script and version of the checkpoint format
+LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
+Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
 
 @dataclass
 class Args:
-    num_steps: int = 16  # T, steps of each environment in a rollout
-    gae_lambda: float = 0.95  # 0: least variance, most bias; 1: the reverse
+    num_steps: int = 16  # T, steps of each environment per rollout
+    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # gradients are clipped to this norm
-    anneal_lr: bool = True  # learning rate decays linearly towards 0
+    max_grad_norm: float = 0.5  # clip gradients to this norm
+    anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
-    seed: int = 1  # same seed, same machine: same run, bit for bit
-    total_timesteps: int = 300_000  # environment steps, of all environments and workers together
-    num_envs: int = 16  # N, environments of each worker
+    seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
+    total_timesteps: int = 300_000  # environment steps, summed over environments and torchrun's workers
+    num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 3e-3  # Adam's step size at the start
-    hidden_sizes: tuple[int, ...] = (64, 64)  # layers of the networks for vector observations
+    learning_rate: float = 3e-3  # Adam's initial step size
+    hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
-    async_envs: bool = False  # a process for each environment: for slow simulators
-    run_dir: str = ""  # folder for the results; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to go on from, with its own flags unless given anew
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each resets all environments
-    eval_episodes: int = 10  # episodes of the final evaluation, whose actions are greedy
+    async_envs: bool = False  # run each environment in its own process; for slow simulators
+    run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
+    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
+    eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
-    capture_video: bool = False  # film the evaluation into <run_dir>/videos
-    track: bool = False  # log to Weights & Biases as well
-    wandb_project_name: str = "rl"  # project to log to
-    wandb_entity: str | None = None  # team to log to
+    capture_video: bool = False  # record the evaluation to <run_dir>/videos
+    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
+
+
+def check_batch(args):
+    if args.num_envs * args.num_steps < 2:  # the standard deviation of one sample is undefined
+        raise InputError(f"--num-steps {args.num_steps}: times --num-envs {args.num_envs} must be at least 2")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalised advantage estimate of each action; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
-    delta = rew + gamma * next_val * ~terminated - val  # a terminal state is worth 0; a time limit is not terminal
-    discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back over an episode's end
+    """Generalized advantage estimates; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
+    delta = rew + gamma * next_val * ~terminated - val  # a terminal state has value 0; a time limit is not terminal
+    discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back from the next episode
     adv, trace = torch.zeros_like(delta), 0
     for t in reversed(range(len(delta))):
         adv[t] = trace = delta[t] + discount[t] * trace
@@ -93,71 +94,81 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def update(agent, optimizer, batch, args):
-    """One step of policy and values by Algorithm S3; batch: obs, act, adv, ret, each [B, ...]."""
-    obs, act, adv, ret = batch
-    pi, val = agent.policy(obs), agent.value(obs)
-    adv = (adv - adv.mean()) / (adv.std() + 0.1)  # 0.1: noise alone must not move a policy that is good already
-    policy_loss = -(pi.log_prob(act) * adv).mean()
-    v_loss = F.mse_loss(val, ret)
+    """Take one gradient step on the policy and the values (Algorithm S3); returns metrics."""
+    pi, val = agent.policy(batch.obs), agent.value(batch.obs)
+    adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
+    policy_loss = -(pi.log_prob(batch.act) * adv).mean()
+    value_loss = nn.functional.mse_loss(val, batch.ret)
     entropy = pi.entropy().mean()
-    loss = policy_loss + args.vf_coef * v_loss - args.ent_coef * entropy
+    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
     grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
+
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
-    return dict(zip(names, torch.stack([policy_loss, v_loss, entropy, grad_norm]).tolist()))
+    return dict(zip(names, torch.stack([policy_loss, value_loss, entropy, grad_norm]).tolist()))
 
 
 def train(args):
-    """Train an agent and return it; the README says what it leaves on disk. Raises BadInput, FloatingPointError."""
-    device = setup(args)
-    envs, eval_env = make_envs(args), make_env(args, evaluation=True)
+    """Train an agent and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
+    envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
+    obs = None
 
-    with Run(args, agent=agent, optimizer=optimizer) as run:
-        batch_size = args.num_steps * args.num_envs * WORKERS
-        while run.step + batch_size <= args.total_timesteps:
-            if run.cut_due:  # at the start and at each checkpoint: save, reseed, reset
-                obs = run.clean_cut(envs)
-            left = 1 - run.step / args.total_timesteps
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
+    with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
+        for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
+            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - progress if args.anneal_lr else 1)
 
-            # Collect: T steps in each of N environments, all by the current policy.
-            rollout = []
-            for _ in range(args.num_steps):
-                act = agent.act(obs)
-                next_obs, rew, terminated, truncated, _ = envs.step(act.reshape(envs.action_space.shape))
-                done = terminated | truncated
-                rollout.append((obs, act, rew, next_obs, terminated, done))
-                obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-            # The whole rollout, [T, N, ...] each.
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = (to_tensor(x, device) for x in zip(*rollout))
+            # Collect T steps in each of N environments with the current policy.
+            rollout, obs = collect(agent, envs, obs, args.num_steps)
+            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
 
-            # Evaluate: how much better than expected was each action?
+            # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
                 val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
-                rew = agent.reward_norm(b_rew, b_done)
+                agent.reward_norm.update(b_rew, b_done, args.gamma)
+                rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Improve; the statistics last, so that old and new policy see the same inputs.
-            batch = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]  # [B, ...]
-            losses = update(agent, optimizer, batch, args)
-            agent.obs_norm.update(batch[0])
-            run.report(b_rew, b_done, losses)
-    run.finish(eval_env)
+            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
+            columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
+            metrics = update(agent, optimizer, Batch(*columns), args)
+            agent.obs_norm.update(b_obs.flatten(0, 1))
+            run.report(b_rew, b_done, metrics)
     return agent
 
 
-# From here on: shared by all scripts of the family, the same text in each.
+# From here on: shared. This text is the same in vpg.py, a2c.py, trpo.py and ppo.py.
+
+RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
+WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
-class Categorical:
-    """A categorical distribution for each action component; params: unnormalised log-probabilities [..., K, M]."""
+def collect(agent, envs, obs, num_steps):
+    """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
+
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
+    """
+    steps = []
+    for _ in range(num_steps):
+        act = agent.act(obs)
+        next_obs, rew, terminated, truncated, _ = envs.step(act)
+        done = terminated | truncated
+        steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
+        # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
+        obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
+    return [to_tensor(column, agent.device) for column in zip(*steps)], obs
+
+
+class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
+    """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
 
     def __init__(self, params):
         self.params = params.log_softmax(-1)
 
-    def sample(self):  # the largest of log-probability + Gumbel noise
-        return (self.params - torch.empty_like(self.params).exponential_().log()).argmax(-1)
+    def sample(self):
+        gumbel = -torch.empty_like(self.params).exponential_().log()
+        return (self.params + gumbel).argmax(-1)  # Gumbel-max trick
 
     def mode(self):
         return self.params.argmax(-1)
@@ -169,7 +180,8 @@ class Categorical:
         return -(self.params.exp() * self.params).sum((-1, -2))
 
     def kl(self, other):
-        return (self.params.exp() * (self.params - other.params)).sum((-1, -2))
+        log_ratio = self.params - other.params
+        return (self.params.exp() * log_ratio).sum((-1, -2))
 
 
 class Gaussian:
@@ -187,7 +199,8 @@ class Gaussian:
 
     def log_prob(self, act):
         z = (act - self.mean) / self.log_std.exp()
-        return -(z**2 / 2 + self.log_std + math.log(2 * math.pi) / 2).sum(-1)
+        log_density = -(z**2) / 2 - self.log_std - math.log(2 * math.pi) / 2
+        return log_density.sum(-1)
 
     def entropy(self):
         return (self.log_std + math.log(2 * math.pi * math.e) / 2).sum(-1)
@@ -199,280 +212,340 @@ class Gaussian:
 
 
 class RunningNorm(nn.Module):
-    """Standardises by mean and variance of all [B, *shape] seen so far by all workers; divides bytes by 255."""
+    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
 
     def __init__(self, shape):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(shape))  # buffers: a state_dict carries them
-        self.register_buffer("var", torch.ones(shape))
-        self.register_buffer("std", torch.ones(shape))
-        self.register_buffer("count", torch.zeros(()))
+        self.mean = nn.Buffer(torch.zeros(shape))  # buffers are part of the state_dict
+        self.var = nn.Buffer(torch.ones(shape))
+        self.std = nn.Buffer(torch.ones(shape))
+        self.count = nn.Buffer(torch.zeros(()))
 
     def update(self, x):
-        if x.dtype != torch.uint8:
-            var, mean = torch.var_mean(x.double(), 0, correction=0)
-            shift = mean - self.mean
-            shift, square = all_mean([shift, var + shift**2])  # about the mean so far
-            self.count += len(x)
-            weight = len(x) / self.count
-            self.mean += weight * shift
-            self.var.copy_(torch.lerp(self.var.double(), square, weight.double()) - (weight * shift) ** 2)
-            self.std.copy_((self.var + 1e-8).sqrt())
+        """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
+        if x.dtype == torch.uint8:
+            return
+        var, mean = torch.var_mean(x.double(), 0, correction=0)
+        shift = mean - self.mean
+        shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))  # both about the running mean
+        self.count += len(x)
+        weight = len(x) / self.count
+        self.mean += weight * shift
+        second_moment = torch.lerp(self.var.double(), second_moment, weight.double())
+        self.var.copy_(second_moment - (weight * shift) ** 2)
+        self.std.copy_((self.var + 1e-8).sqrt())
 
     def forward(self, x):
-        return x / 255 if x.dtype == torch.uint8 else ((x.float() - self.mean) / self.std).clamp(-10, 10)
+        if x.dtype == torch.uint8:
+            return x / 255
+        return ((x.float() - self.mean) / self.std).clamp(-10, 10)
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the discounted sum of rewards so far (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
 
-    def __init__(self, gamma):
-        super().__init__(())
-        self.gamma, self.ret = gamma, 0
+    ret = 0  # running discounted return of each environment; 0 when episodes start
 
-    def forward(self, rew, done):  # [T, N]
+    def update(self, rew, done, gamma):
+        """Include a rollout's rewards [T, N] in the statistics."""
         rets = []
         for r, d in zip(rew.numpy(force=True), done.numpy(force=True)):
-            rets.append(r + self.gamma * self.ret)
+            rets.append(r + gamma * self.ret)
             self.ret = rets[-1] * ~d
-        self.update(to_tensor(rets, rew.device).flatten())
+        super().update(to_tensor(rets, rew.device).flatten())
+
+    def forward(self, rew):
         return (rew / self.std).clamp(-10, 10)
 
 
-class MLP(nn.Sequential):
-    """Linear layers with tanh between: [..., in] -> [..., out]."""
-
-    def forward(self, x):
-        *hidden, last = self
-        for linear in hidden:  # F.linear(...) rather than linear(x), which takes twice as long on a small layer
-            x = F.linear(x, linear.weight, linear.bias).tanh()
-        return F.linear(x, last.weight, last.bias)
-
-
 class ConvNet(nn.Sequential):
-    """Layers for images, for any leading dimensions: [..., C, H, W] -> [..., features]."""
+    """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
-        return super().forward(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+        features = super().forward(x.flatten(0, -4))
+        return features.unflatten(0, x.shape[:-3])
 
 
-def layer(module, gain=2**0.5):
-    nn.init.orthogonal_(module.weight, gain)
-    nn.init.zeros_(module.bias)
-    return module
+def orthogonal(layer, gain=2**0.5):
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def network(shape, hidden_sizes, out, gain):
-    """An MLP for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
+    """Fully connected tanh layers for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
+    layers, size = [], shape[0]
     if len(shape) == 3:
-        convs = (layer(nn.Conv2d(*conv)) for conv in ((shape[0], 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)))
-        body = ConvNet(*(m for conv in convs for m in (conv, nn.ReLU())), nn.Flatten())
+        layers += [orthogonal(nn.Conv2d(size, 32, 8, 4)), nn.ReLU()]
+        layers += [orthogonal(nn.Conv2d(32, 64, 4, 2)), nn.ReLU()]
+        layers += [orthogonal(nn.Conv2d(64, 64, 3, 1)), nn.ReLU()]
+        body = ConvNet(*layers, nn.Flatten())
         features = body(torch.zeros(1, *shape)).shape[1]
-        return nn.Sequential(body, layer(nn.Linear(features, 512)), nn.ReLU(), layer(nn.Linear(512, out), gain))
-    sizes = [*shape, *hidden_sizes]
-    return MLP(*(layer(nn.Linear(*pair)) for pair in pairwise(sizes)), layer(nn.Linear(sizes[-1], out), gain))
+        layers = [body, orthogonal(nn.Linear(features, 512)), nn.ReLU()]
+        hidden_sizes, size = (), 512
+    for hidden in hidden_sizes:
+        layers += [orthogonal(nn.Linear(size, hidden)), nn.Tanh()]
+        size = hidden
+    return nn.Sequential(*layers, orthogonal(nn.Linear(size, out), gain))
+
+
+ACTIONS = spaces.Box, spaces.Discrete, spaces.MultiDiscrete  # the action spaces that ActorCritic supports
 
 
 class ActorCritic(nn.Module):
-    """Policy pi(a|s) and value function V(s), a network each, with the statistics that scale what they see."""
+    """Policy pi(a|s) and value function V(s) in separate networks, with the statistics that scale obs and rew."""
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
-        self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(args.gamma)
+        self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(())
+        self.act_shape = act_space.shape
         if isinstance(act_space, spaces.Box):
             self.distribution, outputs = Gaussian, math.prod(act_space.shape)
-            self.bounded = act_space.is_bounded()  # to [-1, 1], see make_env
-            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # wide at first, to reach the bounds often
-        else:  # K components of up to M choices; where there are fewer, the others get no probability
+            self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5))  # std 1.6: early exploration covers [-1, 1]
+        else:  # K components with up to M choices each; missing choices get probability 0
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
-            choices = torch.as_tensor(np.ravel(choices))  # [K]
-            absent = torch.arange(choices.max()) >= choices[:, None]  # [K, M]
-            self.register_buffer("mask", -1e9 * absent, persistent=False)
+            choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
+            missing = torch.arange(choices.max()) >= choices  # [K, M]
+            self.mask = nn.Buffer(-1e9 * missing, persistent=False)
             self.distribution, outputs = Categorical, self.mask.numel()
         self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
+    @property
+    def device(self):
+        return self.obs_norm.mean.device
+
     def policy(self, obs):
-        """Distribution of actions in each of obs [..., *obs]."""
+        """Action distributions for observations [..., *obs]."""
         out = self.actor(self.obs_norm(obs))
-        if self.distribution is Gaussian:  # a mean beyond the bounds would be clipped, and so never learn its way back
-            mean = out.tanh() if self.bounded else out
-            return Gaussian(torch.stack([mean, self.log_std.expand_as(mean)], -1))
-        return Categorical(out.view(*out.shape[:-1], *self.mask.shape) + self.mask)
+        if self.distribution is Categorical:
+            return Categorical(out.unflatten(-1, self.mask.shape) + self.mask)
+        mean = out.tanh() if self.bounded else out  # clamp would have no gradient outside the bounds
+        return Gaussian(torch.stack([mean, self.log_std.expand_as(mean)], -1))
 
     def value(self, obs):
-        """Expected return from each of obs, [..., *obs] -> [...], in units of scaled reward."""
+        """Expected discounted return in units of scaled reward, [..., *obs] -> [...]."""
         return self.critic(self.obs_norm(obs)).squeeze(-1)
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """A sampled or the most likely action for each of obs; numpy [N, *obs] -> numpy [N, K]."""
-        pi = self.policy(to_tensor(obs, self.obs_norm.mean.device))
-        return (pi.mode() if greedy else pi.sample()).cpu().numpy()
+        """Actions in the environment's format, sampled or most likely; numpy [N, *obs] -> numpy [N, *act]."""
+        pi = self.policy(to_tensor(obs, self.device))
+        act = pi.mode() if greedy else pi.sample()  # [N, K]
+        return act.cpu().numpy().reshape(-1, *self.act_shape)
 
 
-class BadInput(ValueError):
-    """What was asked for cannot be done. The message names the flag and says what would do."""
+class InputError(ValueError):
+    """Invalid flag, environment or checkpoint; the message names it and says what is accepted."""
 
 
-def make_env(args, evaluation=False):
-    """One environment that shows a vector or an image [C, H, W] and, if bounded, is acted on in [-1, 1]."""
-    atari = args.env_id.startswith("ALE/")
-    options = {"frameskip": 1} if atari else {}
-    if evaluation and (args.render or args.capture_video):
-        options["render_mode"] = "human" if args.render else "rgb_array"
+def make_env(env_id, **options):
+    """Environment with vector or [C, H, W] observations; bounded actions are rescaled to [-1, 1]. Raises InputError."""
     try:
-        env = gym.make(f"ale_py:{args.env_id}" if atari else args.env_id, **options)
-        if atari:
+        if env_id.startswith("ALE/"):
+            env = gym.make(f"ale_py:{env_id}", frameskip=1, **options)
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
+        else:
+            env = gym.make(env_id, **options)
     except (gym.error.Error, ImportError) as error:
-        hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if atari else ""
-        raise BadInput(f"--env-id {args.env_id}: {error}{hint}") from error
+        hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
+        raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
-        env = wrappers.TimeLimit(env, 27_000)  # without one, a policy may walk in circles for ever
+        env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
+    obs, act = env.observation_space, env.action_space
+    if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
+        accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
+        raise InputError(f"--env-id {env_id}: {act} actions and {obs} observations; supported are {accepted}")
+    return wrap_actions(wrap_observations(env))
 
-    obs_space, act_space = env.observation_space, env.action_space
-    if not (obs_space.is_np_flattenable and isinstance(act_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete))):
-        can = "Box, Discrete and MultiDiscrete actions, and any observation that gymnasium.spaces.flatten takes"
-        raise BadInput(f"--env-id {args.env_id}: {act_space} actions on {obs_space} observations; supported are {can}")
-    # An image is for the convolutions if it is at least 36 wide and high, the least they can take.
-    if isinstance(obs_space, spaces.Box) and len(obs_space.shape) == 3 and sorted(obs_space.shape)[1] >= 36:
-        axis = int(np.argmin(obs_space.shape))  # of the channels, which torch wants first
-        low, high = np.moveaxis(obs_space.low, axis, 0), np.moveaxis(obs_space.high, axis, 0)
-        space = spaces.Box(low, high, dtype=obs_space.dtype)
-        env = wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, axis, 0), space)
-    elif not isinstance(obs_space, spaces.Box) or len(obs_space.shape) != 1:
-        env = wrappers.FlattenObservation(env)
-    if isinstance(act_space, spaces.Box) and act_space.is_bounded():  # not ClipAction, which drops the bounds
-        env = wrappers.RescaleAction(env, -1, 1)
-        return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
-    if isinstance(act_space, spaces.Box):
+
+def wrap_observations(env):
+    """Images become [C, H, W], all other observations vectors."""
+    space = env.observation_space
+    shape = space.shape if isinstance(space, spaces.Box) else ()
+    if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
+        return env if len(shape) == 1 else wrappers.FlattenObservation(env)
+    if shape[0] < shape[2]:
+        return env
+    low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
+    space = spaces.Box(low, high, dtype=space.dtype)
+    return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
+
+
+def wrap_actions(env):
+    """Bounded Box actions become [-1, 1]; Discrete and MultiDiscrete actions count from 0."""
+    space = env.action_space
+    if not isinstance(space, spaces.Box):
+        return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
+    if not space.is_bounded():
         return wrappers.ClipAction(env)
-    if np.any(act_space.start):  # choices count from 0 here, not so in every environment
-        return wrappers.TransformAction(env, lambda act: act + act_space.start, act_space)
-    return env
+    env = wrappers.RescaleAction(env, -1, 1)  # clipped on the next line: wrappers.ClipAction would remove the bounds
+    return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
 
 
 def make_envs(args):
-    envs, mode = [lambda: make_env(args)] * args.num_envs, gym.vector.AutoresetMode.DISABLED
+    """N environments as one vector environment without autoreset."""
+    envs = [lambda: make_env(args.env_id)] * args.num_envs
     if not args.async_envs:
-        return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the new processes: Ctrl-C is this one's business
-    try:
-        return gym.vector.AsyncVectorEnv(envs, autoreset_mode=mode)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+        return gym.vector.SyncVectorEnv(envs, autoreset_mode="Disabled")
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the new processes: they ignore Ctrl-C
+    envs = gym.vector.AsyncVectorEnv(envs, autoreset_mode="Disabled")
+    signal.signal(signal.SIGINT, handler)
+    return envs
 
 
 class Run:
-    """Folder, counters and clean cuts of one run. Under torchrun every worker has one, but only worker 0 writes."""
+    """Folder, counters, checkpoints, metrics and evaluation of one run. Under torchrun, only worker 0 writes."""
 
-    def __init__(self, args, **parts):  # agent, optimizer and whatever else a checkpoint must hold
+    def __init__(self, args, **parts):
+        """parts: agent, optimizer and all else that a checkpoint must hold."""
         self.args, self.agent, self.parts = args, parts["agent"], parts
-        self.step, self.seconds, self.cut_due, metrics_size = 0, 0.0, True, 0
-        self.recent = deque(maxlen=20)  # return and length of the last finished episodes
-        self.current = np.zeros((2, args.num_envs))  # return and length, so far, of the episodes under way
+        self.step, self.seconds, self.metrics_size, self.checkpoint_due = 0, 0.0, 0, True
+        self.recent = deque(maxlen=20)  # (return, length) of the latest finished episodes
+        self.current = np.zeros((2, args.num_envs))  # return and length so far of the unfinished episodes
         if args.resume:
-            saved = load(args.resume)
-            if saved["args"]["env_id"] != args.env_id:
-                raise BadInput(f"--env-id {args.env_id}: the checkpoint is for {saved['args']['env_id']}")
-            for name, part in parts.items():
-                try:
-                    part.load_state_dict(saved[name])
-                except (RuntimeError, ValueError) as error:
-                    raise BadInput(f"--resume {args.resume}: its {name} has other sizes than the flags say") from error
-            self.step, self.seconds, metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
-            self.recent.extend(saved["recent"])
-
-        env_id = args.env_id.replace("/", "-").replace(":", "-")
-        name = f"{env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else f"runs/{name}"))
-        self.checkpoint = self.folder / "checkpoint.pt"
-        if RANK == 0 and self.checkpoint.exists() and not (args.resume and self.checkpoint.samefile(args.resume)):
-            raise BadInput(f"--run-dir {self.folder}: holds a run; take another, or --resume {self.checkpoint}")
+            self.restore(load(args.resume))
         self.start, self.wandb = time.perf_counter() - self.seconds, None
-        if RANK == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
-            self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-            self.metrics.truncate(min(metrics_size, self.metrics.tell()))  # rows after the checkpoint come again
-            self.metrics.seek(0, os.SEEK_END)
-            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit="step", unit_scale=True, disable=None)
-            if args.track:
-                import wandb
+        options = {"render_mode": "human" if args.render else "rgb_array"} if args.render or args.capture_video else {}
+        self.eval_env = make_env(args.env_id, **options)
 
-                where = {"project": args.wandb_project_name, "entity": args.wandb_entity, "dir": self.folder}
-                self.wandb = wandb.init(**where, name=self.folder.name, config=asdict(args))
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        name = "runs/" + name.replace("/", "-").replace(":", "-")
+        self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
+        self.checkpoint = self.folder / "checkpoint.pt"
+        if RANK == 0:
+            self.open_files()
+
+    def restore(self, saved):
+        """Continue from a checkpoint."""
+        if saved["args"]["env_id"] != self.args.env_id:
+            raise InputError(f"--env-id {self.args.env_id}: the checkpoint is for {saved['args']['env_id']}")
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, ValueError) as error:
+                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
+        self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
+        self.recent.extend(saved["recent"])
+
+    def open_files(self):
+        """Create the folder with args.json and metrics.csv, the progress bar and the Weights & Biases run."""
+        resume = self.args.resume
+        if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
+        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
+        self.metrics.seek(0, os.SEEK_END)
+        self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
+        if self.args.track:
+            import wandb
+
+            config = vars(self.args)
+            self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, error, *_):
-        if error in (None, KeyboardInterrupt):
+    def __exit__(self, exc_type, *_):
+        if exc_type in (None, KeyboardInterrupt):
             self.save()
-        if error is KeyboardInterrupt and RANK == 0:
-            print(f"\nstopped at step {self.step}; go on with --resume {self.checkpoint}", file=sys.stderr)
+        if exc_type is KeyboardInterrupt and RANK == 0:
+            print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
+        if exc_type is None:
+            self.finish()
 
-    def clean_cut(self, envs):
-        """Save; then reseed and reset what is not saved, so that a resumed run goes on bit for bit as this one does."""
-        self.save()
-        self.cut_due = False
+    def rollouts(self):
+        """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
+        rollout = self.args.num_steps * self.args.num_envs * WORKERS
+        while self.step + rollout <= self.args.total_timesteps:
+            yield self.step / self.args.total_timesteps
+
+    def checkpoint_if_due(self, envs, obs):
+        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        if self.checkpoint_due:
+            self.save()
+        elif obs is not None:
+            return obs
+        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
-        self.current[:] = self.agent.reward_norm.ret = 0
+        self.current[:] = 0
+        self.agent.reward_norm.ret = 0
+        self.checkpoint_due = False
         return envs.reset(seed=env_seeds)[0]
 
     def save(self):
         if RANK == 0:
-            saved = {"format": CHECKPOINT, "args": asdict(self.args), "step": self.step, "seconds": self.seconds}
-            saved |= {"recent": list(self.recent), "metrics_size": self.metrics.tell()}
-            saved |= {name: part.state_dict() for name, part in self.parts.items()}
+            saved = {name: part.state_dict() for name, part in self.parts.items()}
+            saved |= {
+                "format": CHECKPOINT,
+                "args": vars(self.args),
+                "step": self.step,
+                "seconds": self.seconds,
+                "recent": list(self.recent),
+                "metrics_size": self.metrics.tell(),
+            }
             torch.save(saved, f"{self.checkpoint}.new")
-            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # at once: there is always a whole checkpoint
+            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
-    def report(self, rew, done, losses):
-        """Count a rollout [T, N] and write its row of metrics. Raises FloatingPointError if one is nan or infinite."""
+    def report(self, rew, done, metrics):
+        """Count a rollout's steps and episodes [T, N] and write a row of metrics. Raises FloatingPointError."""
         for r, d in zip(rew.numpy(force=True), done.numpy(force=True)):
-            self.current[0] += r
-            self.current[1] += 1
+            self.current += [r, np.ones_like(r)]
             self.recent.extend(self.current[:, d].T.tolist())
             self.current[:, d] = 0
-        step, self.step, self.seconds = self.step, self.step + rew.numel() * WORKERS, time.perf_counter() - self.start
-        self.cut_due |= self.step // self.args.checkpoint_every > step // self.args.checkpoint_every
-        ret, length = np.mean(self.recent, 0).tolist() if self.recent else ("", "")
-        row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
-        row |= {"steps_per_second": self.step / self.seconds, "seconds": self.seconds, **losses}
-        for name, number in row.items():
-            if number != "" and not math.isfinite(number):
-                hint = "a smaller --learning-rate may help; does the environment return nan or huge numbers?"
-                raise FloatingPointError(
-                    f"{name} is {number} at step {self.step}: {hint} Last good checkpoint: {self.checkpoint}"
-                )
+        steps = rew.numel() * WORKERS
+        self.step, self.seconds = self.step + steps, time.perf_counter() - self.start
+        self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
+
+        ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
+        row = {
+            "global_step": self.step,
+            "episodic_return": ret,
+            "episodic_length": length,
+            "steps_per_second": self.step / self.seconds,
+            "seconds": self.seconds,
+            **metrics,
+        }
+        numbers = {name: number for name, number in row.items() if number is not None}
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                hint = f"try a smaller --learning-rate; check the rewards; last good checkpoint: {self.checkpoint}"
+                raise FloatingPointError(f"{name} is {number} at step {self.step}; {hint}")
         if RANK == 0:
-            writer = csv.writer(self.metrics)
+            writer = csv.DictWriter(self.metrics, row)
             if self.metrics.tell() == 0:
-                writer.writerow(row)
-            writer.writerow(row.values())
+                writer.writeheader()
+            writer.writerow(row)
             self.metrics.flush()
             self.bar.set_postfix({"return": ret}, refresh=False)
             self.bar.update(self.step - self.bar.n)
         if self.wandb:
-            self.wandb.log({name: number for name, number in row.items() if number != ""}, step=self.step)
+            self.wandb.log(numbers, step=self.step)
 
-    def finish(self, env):
-        """Evaluate the agent in env, write eval.json and print the last line."""
+    def finish(self):
+        """Evaluate the agent, write eval.json and print the result."""
         if WORKERS > 1:
-            dist.destroy_process_group()
+            torch.distributed.destroy_process_group()
         if RANK > 0:
             return
-        self.bar.total = self.step  # a budget is rounded down to whole rollouts
+        self.bar.total = self.step  # the budget may end within a rollout
         self.bar.close()
         if self.args.capture_video:
-            env = wrappers.RecordVideo(env, str(self.folder / "videos"), lambda episode: True)
-        returns = evaluate(self.agent, env, self.args.eval_episodes, self.args.seed)
-        result = {"mean": np.mean(returns), "std": np.std(returns), "episodes": len(returns), "returns": returns}
-        result |= {"global_step": self.step, "seconds": self.seconds}
+            self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
+        returns = evaluate(self.agent, self.eval_env, self.args.eval_episodes, self.args.seed)
+        result = {
+            "mean": np.mean(returns),
+            "std": np.std(returns),
+            "episodes": len(returns),
+            "returns": returns,
+            "global_step": self.step,
+            "seconds": self.seconds,
+        }
         (self.folder / "eval.json").write_text(json.dumps(result, indent=2))
         if self.wandb:
             self.wandb.summary["eval"] = result
@@ -481,14 +554,12 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Return of each of `episodes` episodes of greedy actions, in the environment's own rewards."""
-    returns = []
-    seeds = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)  # none that training used
-    for episode_seed in seeds.tolist():
+    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
+    for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
-            act = agent.act(obs[None], greedy=True)
-            act = act.reshape(env.action_space.shape)[()]  # [()] makes a number of an array without dimensions
+            act = agent.act(obs[None], greedy=True)[0]
             obs, rew, terminated, truncated, _ = env.step(act)
             ret, done = ret + float(rew), terminated or truncated
         returns.append(ret)
@@ -496,29 +567,23 @@ def evaluate(agent, env, episodes, seed):
     return returns
 
 
-RANK, WORKERS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
-
-
-def all_mean(tensors):
-    """Average tensors over torchrun's workers, in place and in one message; returns them."""
+def all_mean(x):
+    """Average a tensor over torchrun's workers, in place; returns it."""
     if WORKERS > 1:
-        flat = torch.cat([x.flatten() for x in tensors])
-        dist.all_reduce(flat)
-        for x, mean in zip(tensors, (flat / WORKERS).split([x.numel() for x in tensors])):
-            x.copy_(mean.view_as(x))
-    return tensors
+        torch.distributed.all_reduce(x)
+        x /= WORKERS
+    return x
 
 
 def gradient_step(optimizer, loss, max_grad_norm):
-    """Step down the gradient of loss, averaged over the workers and clipped; returns its norm before clipping."""
+    """Take one optimizer step on loss, with gradients averaged over workers and clipped; returns the unclipped norm."""
     optimizer.zero_grad()
     loss.backward()
-    params = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    (flat,) = all_mean([torch.cat([p.grad.flatten() for p in params])])  # as one vector: fewer calls
-    norm = flat.norm()
-    flat *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-    for p, grad in zip(params, flat.split([p.numel() for p in params])):
-        p.grad = grad.view_as(p)
+    grads = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    grad = all_mean(nn.utils.parameters_to_vector(grads))
+    norm = grad.norm()
+    grad *= (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+    nn.utils.vector_to_parameters(grad, grads)  # replaces the gradients
     optimizer.step()
     return norm
 
@@ -529,63 +594,69 @@ def to_tensor(arrays, device):
     return torch.as_tensor(array.astype(np.float32) if array.dtype == np.float64 else array, device=device)
 
 
+def check_limits(args):
+    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
+    for name, value in vars(args).items():
+        default = getattr(Args, name)
+        if isinstance(default, (str, bool)) or value is None:
+            continue
+        whole = isinstance(default, (int, tuple))
+        low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
+        if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
+            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+
+
 def setup(args):
-    """Check the flags, meet torchrun's other workers, seed torch; returns the device. Raises BadInput."""
-    for field in fields(args):
-        name, value = field.name, getattr(args, field.name)
-        amount = field.type in (float, float | None) or name == "seed"  # from 0 on; whole numbers count, from 1 on
-        if (amount or field.type in (int, tuple[int, ...])) and value is not None:
-            low, high = 0 if amount else 1, 1 if name in ("gamma", "gae_lambda", "line_search_shrink") else math.inf
-            if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
-                raise BadInput(f"--{name.replace('_', '-')} {value}: must lie between {low} and {high}")
-    batch, parts = args.num_envs * args.num_steps, getattr(args, "num_minibatches", 1)
-    if batch % parts or batch < 2 * parts:
-        raise BadInput(f"--num-steps {args.num_steps}: {batch} steps do not make {parts} equal minibatches above 1")
-    if args.total_timesteps < batch * WORKERS:
-        raise BadInput(f"--total-timesteps {args.total_timesteps}: one rollout is {batch * WORKERS} steps already")
+    """Check the flags, join torchrun's other workers, seed torch; returns envs and device. Raises InputError."""
+    check_limits(args)
+    rollout = args.num_envs * args.num_steps * WORKERS
+    if args.total_timesteps < rollout:
+        raise InputError(f"--total-timesteps {args.total_timesteps}: must be at least one rollout, {rollout} steps")
+    check_batch(args)
     if args.render and args.capture_video:
-        raise BadInput("--render: not together with --capture-video")
+        raise InputError("--render: cannot be combined with --capture-video")
     for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
         if getattr(args, flag) and not importlib.util.find_spec(module):
-            raise BadInput(f"--{flag.replace('_', '-')}: pip install {module}")
+            raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
-        device = torch.zeros(1, device=args.device + local).device
+        device = torch.zeros(1, device=args.device + local).device  # fails if there is no such device
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)  # the same in all workers, for equal weights; clean_cut seeds each differently
-    if WORKERS > 1 and not dist.is_initialized():
-        dist.init_process_group()
-    return device
+    torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
+    if WORKERS > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group()
+    return make_envs(args), device
 
 
 def load(path):
-    """What a checkpoint of this script holds. Raises BadInput if path is something else."""
+    """Contents of a checkpoint of this script. Raises InputError for any other file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # so that a stranger's file runs no code
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
         found = saved["format"]
     except Exception as error:
-        raise BadInput(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
+        raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
     if found != CHECKPOINT:
-        raise BadInput(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
+        raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
     return saved
 
 
 def main():
-    """The command line. Exit status 2 for bad input, 1 for numbers that are not finite, 130 for Ctrl-C."""
+    """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # the checkpoint's flags, unless given anew; where to write and what to show is asked anew
-            anew = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
-            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | anew))
+        if args.resume:  # the checkpoint's flags, unless given again
+            new = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
+            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (BadInput, FloatingPointError) as error:
+    except (InputError, FloatingPointError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, BadInput) else 1)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 if __name__ == "__main__":

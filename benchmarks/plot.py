@@ -1,35 +1,42 @@
 """Draw learning curves: the interquartile mean over runs, with a 95 % bootstrap confidence interval.
 
-    python benchmarks/plot.py                            # the README's pictures and tables, from results.csv
-    python benchmarks/plot.py "runs/*"                   # your own runs, one curve an environment and script
+    python benchmarks/plot.py "runs/*"               # your own runs, one curve for each environment and script
     python benchmarks/plot.py "with=runs/a-*" "without=runs/b-*" --x seconds --out curves.png
+    python benchmarks/plot.py --readme               # this project's pictures, and the tables of both READMEs
 
-A pattern names folders that runs have written; with a label before it, these are one curve. The interquartile mean
-leaves out the best and the worst quarter of the runs (Agarwal et al. 2021, arXiv:2108.13264): one lost run moves it
-little, and it is steadier than the median.
+A pattern names folders that runs have written; with a label before it, all its runs make one curve. The interquartile
+mean leaves out the best and the worst quarter of the runs (Agarwal et al. 2021, arXiv:2108.13264): a single failed run
+hardly moves it, and it varies less than the median.
 """
 
 import csv
 import glob
 import json
+import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib import patheffects
 from scipy import stats
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-COLOURS = dict(zip(("vpg", "a2c", "trpo", "ppo", "dqn"), ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2")))
-OTHERS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # told apart by all eyes
-STYLES = {"a2c": "--", "ppo": "-", "trpo": "-.", "dqn": ":"}  # of Stable-Baselines3's greys
-SCRIPTS = list(COLOURS)
+ROOT = HERE.parent
+DOCUMENTS = ROOT / "README.md", HERE / "README.md"
+FOLD = "# From here on"  # starts the comment above what a script shares with its siblings
+# Both palettes can be told apart by color-blind readers.
+COLORS = {"vpg": "#e69f00", "a2c": "#56b4e9", "trpo": "#009e73", "ppo": "#d55e00", "dqn": "#0072b2"}
+OTHER_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
+SCRIPTS = list(COLORS)
+GREY = "#999999"
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Args:
     x: str = "global_step"  # or seconds
     out: str = "curves.svg"  # .svg, .png or .pdf
     title: str = ""  # above the picture
+    readme: bool = False  # rewrite the pictures in benchmarks/ and the tables of README.md and benchmarks/README.md
 
 
 # Statistics
@@ -54,24 +62,24 @@ def interval(y, seed=0):
     return found.confidence_interval
 
 
-def align(runs, points=150):
+def align(runs, points=60, log=False):
     """Curves on one grid, from where all have begun to where the first ends: x [points], y [runs, points]."""
-    grid = np.linspace(max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs), points)
+    space = np.geomspace if log else np.linspace
+    start, stop = max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs)
+    grid = space(start, stop, points)
     return grid, np.stack([np.interp(grid, x, y) for x, y in runs])
 
 
-# Runs
+# Data
 
 
 def read(folder, x="global_step"):
     """x and mean return of the last 20 episodes, from the first finished episode on; two arrays [rows]."""
     with open(Path(folder) / "metrics.csv", newline="") as file:
-        rows = [
-            (float(row[x]), float(row["episodic_return"])) for row in csv.DictReader(file) if row["episodic_return"]
-        ]
+        rows = [row for row in csv.DictReader(file) if row["episodic_return"]]
     if not rows:
         raise ValueError(f"{folder}: no episode has ended")
-    return np.array(rows).T
+    return np.array([[float(row[name]) for row in rows] for name in (x, "episodic_return")])
 
 
 def groups(patterns, x="global_step"):
@@ -79,22 +87,31 @@ def groups(patterns, x="global_step"):
     found = {}
     for pattern in patterns:
         label, _, folders = pattern.rpartition("=")
-        folders = [folder for folder in sorted(glob.glob(folders)) if (Path(folder) / "metrics.csv").exists()]
+        folders = [path.parent for path in map(Path, sorted(glob.glob(f"{folders}/metrics.csv")))]
         if not folders:
             raise ValueError(f"{pattern}: no folder of a run")
         for folder in folders:
-            parts = Path(folder).name.split("__")  # runs/<env>__<script>__<seed>__<time>
-            env = json.loads((Path(folder) / "args.json").read_text())["env_id"]
-            name = f"{parts[1]} {env}" if len(parts) == 4 else Path(folder).name
+            parts = folder.name.split("__")  # runs/<env>__<script>__<seed>__<time>
+            env = json.loads((folder / "args.json").read_text())["env_id"]
+            name = f"{parts[1]} {env}" if len(parts) == 4 else folder.name
             found.setdefault(label or name, []).append(read(folder, x))
     return found
 
 
-def results(path=HERE / "results.csv"):
-    """Rows of results.csv; see train.py for the columns."""
-    csv.field_size_limit(10**7)
-    with open(path, newline="") as file:
+def table(name, folder=HERE):
+    """Rows of results.csv, curves.csv or speed.csv."""
+    with open(folder / name, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def results(folder=HERE):
+    """Rows of results.csv, each with its curve: {"step": [points], "seconds": [points], "return": [points]}."""
+    curves = {row.pop("command"): row for row in table("curves.csv", folder)}
+    rows = table("results.csv", folder)
+    for row in rows:
+        curve = curves[row["command"]]
+        row["curve"] = {name: np.array(cell.split(), float) for name, cell in curve.items()}
+    return rows
 
 
 def select(rows, **wanted):
@@ -104,149 +121,309 @@ def select(rows, **wanted):
 
 
 def curves(rows, x="step"):
-    return [tuple(np.array(row[f"curve_{name}"].split(), float) for name in (x, "return")) for row in rows]
+    return [(row["curve"][x], row["curve"]["return"]) for row in rows]
+
+
+def environments(rows):
+    return list(dict.fromkeys(row["env_id"] for row in rows))
 
 
 # Pictures
 
 
-def draw(axes, runs, label, colour, **style):
-    """One curve with its interval."""
-    x, y = align(runs)
-    axes.plot(x, iqm(y), color=colour, label=label, **style)
-    if len(runs) > 1:
-        axes.fill_between(x, *interval(y), color=colour, alpha=0.2, linewidth=0)
+def draw(axes, runs, label, color, band=True, log=False, points=60, **style):
+    """One curve, and its interval if band is set and there are several runs; returns x and y of the curve."""
+    x, y = align(runs, points, log)
+    middle = iqm(y)
+    axes.plot(x, middle, color=color, label=label, **style)
+    if band and len(runs) > 1:
+        axes.fill_between(x, *interval(y), color=color, alpha=0.2, linewidth=0)
+    return x, middle
 
 
-def finish(figure, path):
+def save(figure, path):
+    """Write a picture; the same data give the same bytes."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    plt.rcParams["svg.hashsalt"] = "curves"  # the same picture gives the same file
-    figure.savefig(path, metadata={"Date": None} if str(path).endswith("svg") else None, dpi=150)
+    svg = str(path).endswith("svg")
+    plt.rcParams |= {"svg.hashsalt": "curves", "svg.fonttype": "none"}
+    figure.savefig(path, metadata={"Date": None} if svg else None, dpi=150)
     plt.close(figure)
+    if svg:  # a tenth of a point is finer than a screen shows, and halves the file
+        lines = re.split(r'(?<= d=")([^"]*)', Path(path).read_text())  # every other part is a line
+        lines[1::2] = [re.sub(r"\d+\.\d+", shorten, line) for line in lines[1::2]]
+        Path(path).write_text("".join(lines))
+
+
+def shorten(number):
+    return f"{float(number[0]):.1f}".removesuffix(".0")
+
+
+def thousands(x, _=None):
+    """A number of steps, "100k" or "1M"; also the form that matplotlib wants for the labels of an axis."""
+    if x == 0:
+        return "0"
+    return f"{x / 1000:.0f}k" if x < 1e6 else f"{x / 1e6:g}M"
+
+
+# At which return, and on which side of its curve, the label of a curve stands.
+CARTPOLE_LABELS = {
+    "vpg": (300, "left"),
+    "a2c": (420, "right"),
+    "trpo": (130, "right"),
+    "ppo": (430, "left"),
+    "dqn": (330, "left"),
+    "sb3-a2c": (487, "right"),
+    "sb3-trpo": (330, "right"),
+    "sb3-ppo": (355, "right"),
+    "sb3-dqn": (170, "right"),
+}
 
 
 def picture_of_cartpole(rows, path):
-    """Return against seconds, all scripts, Stable-Baselines3 in grey."""
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    for name, style in STYLES.items():
-        if runs := curves(select(rows, script=f"sb3-{name}", env_id="CartPole-v1"), "seconds"):
-            draw(axes, runs, f"Stable-Baselines3 {name}", "#999999", linestyle=style)
-    for name, colour in COLOURS.items():
-        if runs := curves(select(rows, script=name, env_id="CartPole-v1"), "seconds"):
-            draw(axes, runs, f"{name}.py", colour, linewidth=2)
-    axes.set(xlabel="seconds, on one core", ylabel="return, CartPole-v1", xlim=(0, 30), ylim=(0, 510))
-    figure.legend(frameon=False, loc="outside right center")
-    finish(figure, path)
+    """Return against seconds on a log axis: our scripts in color, Stable-Baselines3 in grey."""
+    figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
+    for name, (level, side) in CARTPOLE_LABELS.items():
+        runs = curves(select(rows, script=name, env_id="CartPole-v1"), "seconds")
+        if not runs:
+            continue
+        ours = name in COLORS
+        label, color = (f"{name}.py", COLORS[name]) if ours else (f"SB3 {name[4:]}", GREY)
+        style = {"linewidth": 2.2, "zorder": 3} if ours else {"linewidth": 1.2, "zorder": 2}
+        x, y = draw(axes, runs, label, color, band=ours, log=True, **style)
+        last = x[np.flatnonzero(y < level)[-1]]  # after which the curve stays above the level
+        place = {"x": last * 1.1, "ha": "left"} if side == "right" else {"x": last / 1.05, "ha": "right"}
+        font = {"color": color, "weight": "bold"} if ours else {"color": "#666666", "fontsize": 9}
+        halo = [patheffects.withStroke(linewidth=2.5, foreground="white")] if ours else None
+        font |= {"path_effects": halo, "va": "center", "zorder": 4}
+        axes.text(**place, y=level, s=label, **font)
+    axes.axhline(475, color="black", linewidth=0.8, linestyle=":", zorder=1)
+    axes.text(0.21, 478, "solved: 475", fontsize=9, va="bottom")
+    axes.set(xscale="log", xlim=(0.2, 60), ylim=(0, 515))
+    axes.set(xlabel="seconds of training on one CPU core (log scale)", ylabel="return on CartPole-v1")
+    axes.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
+    axes.set_xticks([], minor=True)
+    save(figure, path)
 
 
 def picture_of_all(rows, path):
-    """Return against steps, a panel for each environment."""
-    envs = list(dict.fromkeys(row["env_id"] for row in rows))
-    figure, panels = plt.subplots(-(-len(envs) // 3), 3, figsize=(11, 3 * -(-len(envs) // 3)), layout="constrained")
+    """Return against steps, a panel for each environment; the legend takes the panel after the last."""
+    envs = environments(rows)
+    height = len(envs) // 3 + 1
+    figure, panels = plt.subplots(height, 3, figsize=(10, 2.4 * height), layout="constrained")
     for axes, env in zip(panels.flat, envs):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             if runs := curves(select(rows, script=name, env_id=env)):
-                draw(axes, runs, f"{name}.py", colour)
+                draw(axes, runs, f"{name}.py", color, points=40)
         axes.set_title(env, fontsize=10)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k" if x < 1e6 else f"{x / 1e6:g}M")
+        axes.xaxis.set_major_formatter(thousands)
+        axes.tick_params(labelsize=8)
     for axes in panels.flat[len(envs) :]:
-        axes.remove()
-    handles = [plt.Line2D([], [], color=colour, label=f"{name}.py") for name, colour in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False)
-    finish(figure, path)
+        axes.axis("off")
+    lines = [plt.Line2D([], [], color=color, linewidth=2) for color in COLORS.values()]
+    labels = [f"{name}.py" for name in COLORS]
+    panels.flat[len(envs)].legend(lines, labels, loc="center", frameon=False)
+    figure.supxlabel("environment steps", fontsize=10)
+    figure.supylabel("mean return of the last 20 training episodes", fontsize=10)
+    save(figure, path)
+
+
+ABLATION = {  # variant in results.csv: what remains of DQN
+    "": "replay and target network",
+    "no target network": "no target network",
+    "no replay": "no replay",
+    "online": "neither (online Q-learning)",
+}
 
 
 def picture_of_ablation(rows, path):
     """dqn.py with and without its two ideas."""
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    variants = {"": "replay and target network", "no target network": "no target network", "no replay": "no replay"}
-    variants |= {"online": "neither, and one environment: online Q-learning"}
-    for (variant, label), colour in zip(variants.items(), OTHERS):
+    figure, axes = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
+    for (variant, label), color in zip(ABLATION.items(), OTHER_COLORS):
         if runs := curves(select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]):
-            draw(axes, runs, f"{label} ({len(runs)} seeds)", colour)
-    axes.set(xlabel="environment steps", ylabel="return, CartPole-v1", ylim=(0, 510))
+            draw(axes, runs, label, color)
+    axes.set(xlabel="environment steps", ylabel="return on CartPole-v1", ylim=(0, 510))
+    axes.xaxis.set_major_formatter(thousands)
     axes.legend(frameon=False, loc="lower right")
-    finish(figure, path)
+    save(figure, path)
+
+
+PICTURES = {"cartpole": picture_of_cartpole, "curves": picture_of_all, "dqn-ablation": picture_of_ablation}
 
 
 # Tables
 
 
-def amount(steps):
-    return f"{int(steps) // 1_000_000}M" if int(steps) >= 1_000_000 else f"{int(steps) // 1000}k"
+def markdown(head, rows):
+    """A table of cells that are texts."""
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in [head, *rows])
+    return "\n".join([head, "|" + "---|" * head.count(" |"), *lines])
+
+
+def means(runs):
+    """The final evaluation of each run."""
+    return [float(row["mean"]) for row in runs]
+
+
+def budget(runs):
+    return thousands(int(runs[0]["steps"]))
+
+
+def budgets(env_runs):
+    """Steps of training, the most common first, then the scripts that differ: "100k; a2c 300k, dqn 50k"."""
+    steps = {name: budget(runs) for name, runs in env_runs.items() if runs}
+    usual = Counter(steps.values()).most_common(1)[0][0]
+    others = ", ".join(f"{name} {other}" for name, other in steps.items() if other != usual)
+    return f"{usual}; {others}" if others else usual
+
+
+def table_of_results(rows):
+    """Mean over seeds and worst seed, rounded; a row for each environment, a column for each script."""
+    lines = []
+    for env in environments(rows):
+        found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
+        cells = [f"{np.mean(means(runs)):.0f} ({min(means(runs)):.0f})" if runs else "-" for runs in found.values()]
+        seeds = max(map(len, found.values()))
+        lines.append([env, str(seeds), *cells, budgets(found)])
+    return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)
 
 
 def score(runs, most):
-    """Final evaluation of some runs: mean over seeds (worst seed; worst episode), budget, seeds if not the most."""
+    """Final evaluation of some runs: mean over seeds (worst seed; worst episode), steps, seeds if not the most."""
     if not runs:
-        return "–"
-    means, worst = [float(row["mean"]) for row in runs], min(float(row["worst"]) for row in runs)
+        return "-"
+    worst = min(float(row["worst_episode"]) for row in runs)
     fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if len(runs) < most else ""
-    return f"{np.mean(means):.1f} ({min(means):.1f}; {worst:.0f}), {amount(runs[0]['steps'])}{fewer}"
+    values = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}; {worst:.0f})"
+    return f"{values}, {budget(runs)}{fewer}"
 
 
 def table_of_scores(rows):
-    """A row for each environment, a column for each script."""
-    lines = ["| environment | seeds | " + " | ".join(SCRIPTS) + " |", "|---|---|" + "---|" * len(SCRIPTS)]
-    for env in dict.fromkeys(row["env_id"] for row in rows):
+    """The same with the worst episode and the steps of each script."""
+    lines = []
+    for env in environments(rows):
         found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
         most = max(map(len, found))
-        lines.append(f"| {env} | {most} | " + " | ".join(score(runs, most) for runs in found) + " |")
-    return "\n".join(lines)
+        lines.append([env, str(most), *(score(runs, most) for runs in found)])
+    return markdown(["environment", "seeds", *SCRIPTS], lines)
+
+
+def table_of_thresholds(rows):
+    """How many seeds end at or above the reward threshold that Gymnasium registers, where it registers one."""
+    lines = []
+    for env in environments(rows):
+        threshold = gym.spec(env).reward_threshold
+        if threshold is not None:
+            found = [means(select(rows, script=name, env_id=env)) for name in SCRIPTS]
+            cells = [f"{sum(np.array(x) >= threshold)} of {len(x)}" if x else "-" for x in found]
+            lines.append([env, f"{threshold:g}", *cells])
+    return markdown(["environment", "threshold", *SCRIPTS], lines)
+
+
+def solving(rows, script):
+    """Runs of CartPole-v1 on seeds 1 to 10 of a script, and of those that ever average 475: steps, seconds."""
+    runs = select(rows, script=script, env_id="CartPole-v1")[:10]
+    solved = [row for row in runs if row["solved_step"]]
+    return runs, *([float(row[name]) for row in solved] for name in ("solved_step", "solved_seconds"))
 
 
 def table_of_solving(rows):
     """Median steps and seconds until the last 20 episodes average 475 on CartPole-v1, ours and Stable-Baselines3's."""
-    lines = ["| | seeds that got there | steps | seconds | final evaluation, mean (worst) |", "|---|---|---|---|---|"]
+    lines = []
     for name in [*SCRIPTS, *(f"sb3-{name}" for name in SCRIPTS)]:
-        runs = select(rows, script=name, env_id="CartPole-v1")[:10]
-        if not runs:
-            continue
-        label = f"{name}.py" if name in SCRIPTS else f"Stable-Baselines3 {name[4:]}"
-        solved = [row for row in runs if row["solved_step"]]
-        middle = [
-            np.median([float(row[column]) for row in solved]) for column in ("solved_step", "solved_seconds") if solved
-        ]
-        means = [float(row["mean"]) for row in runs]
-        cells = (
-            f"{len(solved)} of {len(runs)} | {middle[0]:,.0f} | {middle[1]:.1f}" if solved else f"0 of {len(runs)} | |"
-        )
-        lines.append(f"| {label} | {cells} | {np.mean(means):.1f} ({min(means):.1f}), {amount(runs[0]['steps'])} |")
-    return "\n".join(lines)
+        runs, steps, seconds = solving(rows, name)
+        if runs:
+            label = f"{name}.py" if name in SCRIPTS else f"Stable-Baselines3 {name[4:]}"
+            medians = [f"{np.median(steps):,.0f}", f"{np.median(seconds):.1f}"] if steps else ["", ""]
+            final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}), {budget(runs)}"
+            lines.append([label, f"{len(steps)} of {len(runs)}", *medians, final])
+    return markdown(["", "seeds that reach it", "steps", "seconds", "final evaluation, mean (worst seed)"], lines)
 
 
-TABLES = {"scores": table_of_scores, "solving": table_of_solving}
-PICTURES = {"cartpole": picture_of_cartpole, "curves": picture_of_all, "dqn-ablation": picture_of_ablation}
+def table_of_ablation(rows):
+    """dqn.py with and without its two ideas, seeds 1 to 10 of CartPole-v1."""
+    lines = []
+    for variant, label in ABLATION.items():
+        runs = select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]
+        below = sum(np.array(means(runs)) < 475)
+        seconds = np.median([float(row["seconds"]) for row in runs])
+        final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f})"
+        lines.append([label, final, f"{below} of {len(runs)}", f"{seconds:.0f}"])
+    return markdown(["", "final evaluation, mean (worst seed)", "seeds below 475", "seconds of a run"], lines)
 
 
-def readme(text, rows):
-    """The README with its tables as the rows say."""
-    for name, table in TABLES.items():
-        start, end = f"<!-- {name}: python benchmarks/plot.py -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = f"{before}{start}\n\n{table(rows)}\n\n{end}{rest.split(end)[1]}"
-    return text
+def table_of_speed(rows):
+    """The rows of speed.csv."""
+    lines = []
+    for row in rows:
+        ratio = f"{row['ratio']} ({row['ratio_least']} to {row['ratio_most']})"
+        speeds = [f"{int(row[name]):,}" for name in ("ours", "sb3")]
+        lines.append([row["case"], *speeds, ratio, row["time_over_floor"]])
+    head = ["", "ours, steps/s", "Stable-Baselines3, steps/s", "ratio, median (least to most)", "our time / floor"]
+    return markdown(head, lines)
+
+
+# The READMEs
+
+
+def lines_to_read(script):
+    """Lines of a script above what it shares with its siblings; all lines if it shares nothing."""
+    lines = (ROOT / script).read_text().splitlines()
+    return next((i for i, line in enumerate(lines) if line.startswith(FOLD)), len(lines))
+
+
+def table_of_scripts(text, rows):
+    """The README's text with the last two cells of each script's row as they are today."""
+
+    def row(match):
+        name = match["name"]
+        _, _, seconds = solving(rows, name)
+        solved = f"{np.median(seconds):.1f}" if seconds else "-"
+        return f"{match['start']} {lines_to_read(f'{name}.py')} | {solved} |"
+
+    return re.sub(r"^(?P<start>\| \[(?P<name>\w+)\.py\]\(\2\.py\) \|.*\|) [^|]* \| [^|]* \|$", row, text, flags=re.M)
+
+
+def fill(text, rows):
+    """A README's text with its tables and numbers as the data say."""
+    tables = {
+        "results": table_of_results(rows),
+        "scores": table_of_scores(rows),
+        "thresholds": table_of_thresholds(rows),
+        "solving": table_of_solving(rows),
+        "ablation": table_of_ablation(rows),
+        "speed": table_of_speed(table("speed.csv")),
+    }
+    for name, content in tables.items():
+        start, end = f"<!-- {name}: python benchmarks/plot.py --readme -->", f"<!-- end of {name} -->"
+        if start in text:
+            before, rest = text.split(start)
+            text = f"{before}{start}\n\n{content}\n\n{end}{rest.split(end)[1]}"
+    return table_of_scripts(text, rows)
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if not args.patterns:
+    if args.readme:
         rows = results()
-        README.write_text(readme(README.read_text(), rows))
+        for path in DOCUMENTS:
+            path.write_text(fill(path.read_text(), rows))
         for name, picture in PICTURES.items():
             picture(rows, HERE / f"{name}.svg")
         return
+    if not args.patterns:
+        sys.exit('plot.py: name folders of runs, such as "runs/*"; see --help')
     try:
         found = groups(args.patterns, args.x)
     except ValueError as error:
         sys.exit(f"plot.py: {error}")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for i, (label, runs) in enumerate(found.items()):
-        draw(axes, runs, f"{label} ({len(runs)} runs)", OTHERS[i % len(OTHERS)])
-    axes.set(xlabel={"global_step": "environment steps"}.get(args.x, args.x), ylabel="return", title=args.title)
+        draw(axes, runs, f"{label} ({len(runs)} runs)", OTHER_COLORS[i % len(OTHER_COLORS)])
+    xlabel = {"global_step": "environment steps", "seconds": "seconds of training"}.get(args.x, args.x)
+    axes.set(xlabel=xlabel, ylabel="mean return of the last 20 episodes", title=args.title)
     axes.legend(frameon=False)
-    finish(figure, args.out)
+    save(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ class Record(BaseCallback):
 
     def __init__(self, path):
         super().__init__()
-        self.path, self.recent, self.rows, self.start = path, deque(maxlen=20), [], time.perf_counter()
+        self.path, self.recent, self.rows = path, deque(maxlen=20), []
+        self.start = time.perf_counter()
 
     def _on_step(self):
         self.recent.extend(info["episode"]["r"] for info in self.locals["infos"] if "episode" in info)
@@ -93,7 +94,8 @@ def main():
     torch.set_num_threads(1)
     args.run_dir.mkdir(parents=True)
     env = make_vec_env("CartPole-v1", NUM_ENVS[args.algorithm], seed=args.seed)
-    model = ALGORITHMS[args.algorithm]("MlpPolicy", env, seed=args.seed, device="cpu", **settings(args.algorithm))
+    arguments = settings(args.algorithm)
+    model = ALGORITHMS[args.algorithm]("MlpPolicy", env, seed=args.seed, device="cpu", **arguments)
     start = time.perf_counter()
     model.learn(args.total_timesteps, callback=Record(args.run_dir / "metrics.csv"))
     seconds = time.perf_counter() - start

@@ -1,14 +1,15 @@
-"""Train every script on its environments, and keep what comes of it in results.csv: a row for each run.
+"""Train every script on its environments; each run adds a row to results.csv and one to curves.csv.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/train.py                       # all runs that have no row yet, two at a time
     python benchmarks/train.py ppo CartPole          # only those with both words in their command
-    python benchmarks/train.py --dry-run             # say which these are
+    python benchmarks/train.py --dry-run             # print their commands only
 
-Interrupt it as you like: finished runs have their row, and one that was cut off begins anew. Each script runs as a user
-would run it, with nothing but an environment, a budget and a seed. The baselines are in sb3.py.
+It can be interrupted at any time: finished runs have their rows, and an interrupted run starts over. Each script is run
+as a user would run it, with nothing but an environment, a budget and a seed. The baselines are in sb3.py.
 """
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results.csv"
+CURVES = ROOT / "benchmarks/curves.csv"
 FOLDER = ROOT / "runs/benchmark"
 
 TASKS = [  # environment, seeds, steps of each script
@@ -41,20 +43,19 @@ TASKS = [  # environment, seeds, steps of each script
     ("LunarLander-v3", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000, "dqn": 300_000}),
     ("HalfCheetah-v5", 5, {"ppo": 1_000_000, "trpo": 1_000_000, "a2c": 1_000_000, "vpg": 1_000_000}),
 ]
-BASELINES = {"ppo": (10, 100_000), "trpo": (10, 100_000), "a2c": (10, 500_000), "dqn": (10, 50_000)}  # seeds, steps
+BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",
     "no target network": "--tau 1",
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
-COLUMNS = "script env_id seed steps variant command commit versions machine seconds mean worst solved_step".split()
-COLUMNS += "solved_seconds curve_step curve_seconds curve_return".split()
+POINTS = 100  # kept of each learning curve
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run; variant names what differs from the script's defaults."""
+    """One run; variant names the difference from the script's defaults, flags sets it."""
 
     script: str
     env_id: str
@@ -72,60 +73,101 @@ class Job:
 
     @property
     def folder(self):
-        return FOLDER / "__".join([self.env_id, self.script + self.variant.replace(" ", "-"), str(self.seed), "x"])
+        name = self.script + self.variant.replace(" ", "-")
+        return FOLDER / f"{self.env_id}__{name}__{self.seed}__x"
 
 
 def jobs():
-    """All runs, in an order that fills the tables early."""
+    """All runs, environment by environment."""
     for env_id, seeds, steps in TASKS:
-        yield from (Job(script, env_id, seed, steps[script]) for script in steps for seed in range(1, seeds + 1))
+        for script, budget in steps.items():
+            yield from (Job(script, env_id, seed, budget) for seed in range(1, seeds + 1))
         if env_id == "CartPole-v1":
-            for variant, flags in ABLATION.items():
-                yield from (Job("dqn", env_id, seed, steps["dqn"], variant, flags) for seed in range(1, 11))
-            for name, (seeds, budget) in BASELINES.items():
-                yield from (Job(f"sb3-{name}", env_id, seed, budget) for seed in range(1, seeds + 1))
+            for seed in range(1, 11):
+                for variant, flags in ABLATION.items():
+                    yield Job("dqn", env_id, seed, steps["dqn"], variant, flags)
+                for name, budget in BASELINES.items():
+                    yield Job(f"sb3-{name}", env_id, seed, budget)
 
 
 def run(job):
-    """Run a job in a folder of its own. Raises CalledProcessError."""
-    shutil.rmtree(job.folder, ignore_errors=True)  # what an interrupted run left
+    """Run a job in its own folder. Raises CalledProcessError."""
+    shutil.rmtree(job.folder, ignore_errors=True)  # left by an interrupted run
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, *job.command.split()[1:], "--run-dir", str(job.folder)]
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    subprocess.run(argv, cwd=ROOT, env=os.environ | one_thread, check=True, capture_output=True, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run(argv, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
 
 
-def row(job, where):
-    """The row of a finished run."""
+def read_curve(folder):
+    """Rows of metrics.csv from the first finished episode on: step, seconds, mean return of the last 20 episodes."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["episodic_return"]]
+    return [
+        {
+            "step": int(float(row["global_step"])),
+            "seconds": float(row["seconds"]),
+            "return": float(row["episodic_return"]),
+        }
+        for row in rows
+    ]
+
+
+def result_row(job, curve, origin):
+    """The row of results.csv of a finished run; origin: what `here` returns."""
     result = json.loads((job.folder / "eval.json").read_text())
-    with open(job.folder / "metrics.csv", newline="") as file:
-        names = "global_step", "seconds", "episodic_return"
-        curve = [[float(line[name]) for name in names] for line in csv.DictReader(file) if line["episodic_return"]]
     threshold = gym.spec(job.env_id).reward_threshold
-    solved = next((line for line in curve if threshold is not None and line[2] >= threshold), ["", "", ""])
-    thin = np.array(curve)[np.unique(np.linspace(0, len(curve) - 1, 100).round().astype(int))].T  # 100 points of it
-    found = [job.script, job.env_id, job.seed, job.steps, job.variant, job.command, *where, round(result["seconds"], 2)]
-    found += [round(result["mean"], 2), round(min(result["returns"]), 2), *solved[:2]]
-    return [*found, *(" ".join(f"{x:.6g}" for x in column) for column in thin)]
+    solved = [] if threshold is None else [point for point in curve if point["return"] >= threshold]
+    return {
+        "script": job.script,
+        "env_id": job.env_id,
+        "seed": job.seed,
+        "steps": job.steps,
+        "variant": job.variant,
+        "mean": round(result["mean"], 2),
+        "worst_episode": round(min(result["returns"]), 2),
+        "seconds": round(result["seconds"], 2),
+        "solved_step": solved[0]["step"] if solved else "",
+        "solved_seconds": round(solved[0]["seconds"], 3) if solved else "",
+        **origin,
+        "command": job.command,
+    }
+
+
+def curve_row(job, curve):
+    """The row of curves.csv of a finished run: POINTS of its curve, evenly spaced."""
+    spaced = np.linspace(0, len(curve) - 1, POINTS).round().astype(int)
+    points = [curve[i] for i in np.unique(spaced)]
+    return {
+        "command": job.command,
+        "step": " ".join(str(point["step"]) for point in points),
+        "seconds": " ".join(f"{point['seconds']:.4g}" for point in points),
+        "return": " ".join(f"{point['return']:.5g}" for point in points),
+    }
+
+
+def append(path, row):
+    """Add a row to a table; a new table starts with the names of its columns."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def here():
-    """Commit, versions and machine, as they go into every row."""
-    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Commit, machine and versions, for new rows."""
+    found = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True)
+    commit = found.stdout.strip()
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT).returncode:
         commit += "-dirty"
-    packages = "torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib"
     versions = [f"python {platform.python_version()}"]
-    for name in packages:
-        try:
+    for name in ("torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return (
-        commit,
-        ", ".join(versions),
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    )
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {"commit": commit, "machine": machine, "versions": ", ".join(versions)}
 
 
 def main(
@@ -141,15 +183,16 @@ def main(
         workers: runs at a time
         dry_run: print the commands only
     """
-    if not RESULTS.exists():
-        RESULTS.write_text(",".join(COLUMNS) + "\n")
-    with open(RESULTS, newline="") as file:
-        done = {line["command"] for line in csv.DictReader(file)}
-    missing = [job for job in jobs() if job.command not in done and all(word in job.command for word in words)]
+    done = set()
+    if RESULTS.exists():
+        with open(RESULTS, newline="") as file:
+            done = {row["command"] for row in csv.DictReader(file)}
+    wanted = [job for job in jobs() if all(word in job.command for word in words)]
+    missing = [job for job in wanted if job.command not in done]
     if dry_run:
         print(*(job.command for job in missing), sep="\n")
         return
-    where, lock, failures = here(), threading.Lock(), []
+    origin, lock, failures = here(), threading.Lock(), []
 
     def work(job):
         try:
@@ -157,8 +200,10 @@ def main(
         except subprocess.CalledProcessError as error:
             failures.append(f"{job.command}\n{error.stderr[-500:]}")
             return
-        with lock, open(RESULTS, "a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row(job, where))
+        curve = read_curve(job.folder)
+        with lock:  # the curve first: a run without a row in results.csv is repeated
+            append(CURVES, curve_row(job, curve))
+            append(RESULTS, result_row(job, curve, origin))
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run") as bar:
         for _ in pool.map(work, missing):

@@ -1,8 +1,34 @@
 import os
 
+import pytest
 import torch
 
 import tests.environments  # noqa: F401  registers the probes
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """spy(owner, "function") lets the function work as before and returns the list of its calls.
+
+    A call is the tuple of its arguments; with note, what note(*arguments) returned just before the call; with
+    results=True, what the function returned.
+    """
+
+    def install(owner, name, note=lambda *args, **kwargs: args, results=False):
+        original, calls = getattr(owner, name), []
+
+        def recorded(*args, **kwargs):
+            if not results:
+                calls.append(note(*args, **kwargs))
+            result = original(*args, **kwargs)
+            if results:
+                calls.append(result)
+            return result
+
+        monkeypatch.setattr(owner, name, recorded)
+        return calls
+
+    return install

@@ -7,11 +7,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-SIGN = spaces.Box(-1, 1, (2,), np.float32)  # [sign drawn at reset, step of the episode]
+SIGN = spaces.Box(-1, 1, (2,), np.float32)  # [sign, step of the episode]
 
 
 class Probe(gym.Env):
-    """Episodes of `length` steps; the observation is (sign, t), the sign drawn anew in each episode."""
+    """Episodes of `length` steps; the observation is (sign, t), the sign is drawn at each reset."""
 
     observation_space, action_space, length = SIGN, spaces.Discrete(2), 1
 
@@ -75,13 +75,22 @@ class Unbounded(Continuous):
     action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
+class HalfBounded(Probe):
+    """Amounts from 0 on; the best are 0.5 and 2.5."""
+
+    action_space = spaces.Box(0, np.inf, (1,), np.float32)
+
+    def reward(self, act):
+        return -float((act[0] - 1.5 - self.sign) ** 2)
+
+
 class MultiDiscrete(Probe):
-    """Components of 2 and 4 choices, the second counted from 1: right are (sign > 0, 3)."""
+    """Components of 2 and 4 choices, the second counted from 1: right are (0, 1) and (1, 3)."""
 
     action_space = spaces.MultiDiscrete([2, 4], start=[0, 1])
 
     def reward(self, act):
-        return float(act[0] == (self.sign > 0)) + float(act[1] == 3)
+        return float(act[0] == (self.sign > 0)) + float(act[1] == 2 + self.sign)
 
 
 class Shifted(Probe):
@@ -118,7 +127,7 @@ class Dict(RewardFromBoth):
 
 
 class Endless(Probe):
-    """Reward 1 for ever. Only a time limit ends an episode."""
+    """Reward 1 at each step. Only a time limit ends an episode."""
 
     length = -1
 

@@ -1,6 +1,6 @@
 """Deep Q-learning: targets by hand, a buffer that never mixes episodes, and Q* of a small process."""
 
-import csv
+import re
 import sys
 
 import gymnasium as gym
@@ -12,15 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqn
+from tests.helpers import generators, make_agent, metrics
 
 
-def make_agent(env_id="CartPole-v1", **flags):
-    args = dqn.Args(env_id=env_id, **flags)
-    torch.manual_seed(0)
-    env = dqn.make_env(args)
-    agent = dqn.QNetwork(env.observation_space, env.action_space, args)
-    optimizer = torch.optim.Adam(agent.network.parameters(), args.learning_rate)
-    return agent, optimizer, args
+def make(**flags):
+    """Agent, optimizer and flags."""
+    agent, args = make_agent(dqn, **flags)
+    return agent, torch.optim.Adam(agent.network.parameters(), args.learning_rate), args
+
+
+def make_batch(size, obs=torch.randn, ret=1.0, terminated=False):
+    """A batch of random observations, or zeros, in which action 0 was taken and all returns are the same."""
+    zeros, ones = torch.zeros(size, dtype=torch.int64), torch.ones(size)
+    return dqn.Batch(obs(size, 4), zeros, ret * ones, obs(size, 4), zeros.bool() | terminated, ones)
 
 
 def make_replay(size, num_envs=1, obs_space=None):
@@ -28,12 +32,19 @@ def make_replay(size, num_envs=1, obs_space=None):
     return dqn.ReplayBuffer(obs_space, dqn.Args(buffer_size=size, num_envs=num_envs))
 
 
-def rollout(ids, rew, terminated, done, following=0.5):
+def rollout(ids, rew, terminated, done):
     """Steps [T, N] whose observation is their number, with the same plus a half for their successor."""
     obs = torch.as_tensor(ids, dtype=torch.float32)[..., None]
-    tensors = (torch.as_tensor(x) for x in (rew, terminated, done))
-    rew, terminated, done = tensors
-    return obs, torch.zeros(obs.shape[:-1], dtype=torch.int64), rew.float(), obs + following, terminated, done
+    act = torch.zeros(obs.shape[:-1], dtype=torch.int64)
+    rew, terminated, done = (torch.as_tensor(x) for x in (rew, terminated, done))
+    return obs, act, rew.float(), obs + 0.5, terminated, done
+
+
+def sample(replay, size, n, gamma=0.9):
+    """One batch of transitions of up to n steps; rewards are not scaled."""
+    args = dqn.Args(gradient_steps=1, batch_size=size, n_step=n, gamma=gamma)
+    (batch,) = replay.sample(args, dqn.RewardNorm(()))
+    return batch
 
 
 # Targets
@@ -55,49 +66,42 @@ def test_double_target_by_hand():
 
 
 @pytest.mark.parametrize(("double_q", "best"), [(True, 0), (False, 1)])
-def test_an_update_asks_the_network_or_the_target_network_for_the_next_action(monkeypatch, double_q, best):
-    agent, optimizer, args = make_agent(double_q=double_q)
+def test_an_update_asks_the_network_or_the_target_network_for_the_next_action(spy, double_q, best):
+    agent, optimizer, args = make(double_q=double_q)
     constant = {"network": [9.0, 8.0], "target": [2.0, 3.0]}
     for name, outputs in constant.items():
         last = getattr(agent, name)[-1]
         torch.nn.init.zeros_(last.weight)
         last.bias.data = torch.tensor(outputs)
-    chosen, td_target = [], dqn.td_target
-    monkeypatch.setattr(dqn, "td_target", lambda *args: chosen.append(args[-1]) or td_target(*args))
-    obs = torch.zeros(3, 4)
-    flag = torch.zeros(3, dtype=torch.bool)
-    dqn.update(agent, optimizer, (obs, flag.long(), torch.ones(3), obs, flag, torch.ones(3)), args)
-    assert chosen[0].tolist() == [best] * 3
+    chosen = spy(dqn, "td_target", note=lambda *args: args[-1])
+    dqn.td_step(agent, optimizer, make_batch(3), args)
+    assert [act.tolist() for act in chosen] == [[best] * 3]
 
 
 def test_only_the_value_of_the_action_taken_moves_and_no_gradient_reaches_the_target():
-    agent, optimizer, args = make_agent(tau=0.0)
+    agent, optimizer, args = make(tau=0.0)
     before = [p.clone() for p in agent.target.parameters()]
     last = agent.network[-1]
     bias = last.bias.clone()
-    obs = torch.randn(5, 4)
-    flag = torch.zeros(5, dtype=torch.bool)
-    dqn.update(agent, optimizer, (obs, flag.long(), torch.ones(5), obs, flag, torch.ones(5)), args)
+    dqn.td_step(agent, optimizer, make_batch(5), args)
     assert all(p.grad is None for p in agent.target.parameters())
     assert all(torch.equal(p, q) for p, q in zip(before, agent.target.parameters()))
     assert last.bias[0] != bias[0]
     assert last.bias[1] == bias[1]
 
 
-def test_the_target_moves_a_little_each_time_or_all_of_the_way_now_and_then():
-    batch = torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), torch.ones(5), torch.randn(5, 4)
-    batch += torch.zeros(5, dtype=torch.bool), torch.ones(5)
-
-    agent, optimizer, args = make_agent(tau=0.25)
+def test_the_target_moves_a_little_each_time_or_becomes_a_copy_at_intervals():
+    batch = make_batch(5)
+    agent, optimizer, args = make(tau=0.25)
     start = agent.target[0].weight.clone()
-    dqn.update(agent, optimizer, batch, args)
+    dqn.td_step(agent, optimizer, batch, args)
     expected = start + 0.25 * (agent.network[0].weight - start)
     torch.testing.assert_close(agent.target[0].weight, expected)
 
-    agent, optimizer, args = make_agent(tau=1.0, target_interval=3)
+    agent, optimizer, args = make(tau=1.0, target_interval=3)
     copies = []
     for _ in range(6):
-        dqn.update(agent, optimizer, batch, args)
+        dqn.td_step(agent, optimizer, batch, args)
         copies.append(torch.equal(agent.target[0].weight, agent.network[0].weight))
     assert copies == [False, False, True] * 2
 
@@ -106,10 +110,10 @@ def test_large_errors_pull_no_harder_than_an_error_of_one():
     """Mnih et al. (2015) clip the error's derivative to [-1, 1]."""
     norms = []
     for reward in (0.5, 1e3, 1e6):
-        agent, optimizer, args = make_agent()
+        agent, optimizer, args = make()
         torch.nn.init.zeros_(agent.network[-1].weight)
-        batch = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), torch.tensor([reward]), torch.zeros(1, 4)
-        norms.append(dqn.update(agent, optimizer, (*batch, torch.tensor([True]), torch.ones(1)), args)[2].item())
+        _, _, grad_norm = dqn.td_step(agent, optimizer, make_batch(1, torch.zeros, reward, terminated=True), args)
+        norms.append(grad_norm.item())
     assert norms == pytest.approx([0.5, 1, 1])
 
 
@@ -130,7 +134,7 @@ def test_the_oldest_steps_are_overwritten():
         steps = np.arange(t, t + 3)[:, None]
         replay.add(*rollout(steps, steps, steps < 0, steps < 0))
     assert len(replay) == 4
-    obs, *_ = replay.sample((1000,), 1, 0.9)
+    obs = sample(replay, 1_000, n=1).obs
     assert sorted(set(obs.flatten().tolist())) == [8, 9, 10, 11]
 
 
@@ -139,12 +143,12 @@ def test_sampling_is_uniform():
     steps = np.arange(12).reshape(4, 3)
     replay.add(*rollout(steps, steps, steps < 0, steps < 0))
     torch.manual_seed(0)
-    obs, *_ = replay.sample((12_000,), 3, 0.9)
+    obs = sample(replay, 12_000, n=3).obs
     counts = np.bincount(obs.flatten().long(), minlength=12)
     assert np.abs(counts - 1_000).max() < 4 * 1_000**0.5
 
 
-@given(st.integers(0, 2**32 - 1).map(np.random.default_rng), st.integers(1, 3), st.integers(1, 6), st.integers(4, 9))
+@given(generators, st.integers(1, 3), st.integers(1, 6), st.integers(4, 9))
 @settings(max_examples=60, deadline=None)
 def test_samples_stay_within_one_episode_and_say_where_it_ended(rng, num_envs, n, rows):
     """Against a plain list of all steps of each environment, through several rounds of overwriting."""
@@ -160,11 +164,11 @@ def test_samples_stay_within_one_episode_and_say_where_it_ended(rng, num_envs, n
         history += zip(rew, terminated, done)
         total += T
         if rng.random() < 0.2:  # the environments are reset
-            replay.cut()
+            replay.mark_reset()
             history[-1] = (*history[-1][:2], np.ones(num_envs, bool))
 
-        obs, _, ret, next_obs, end, discount = replay.sample((64,), n, gamma)
-        for i in range(64):
+        obs, _, ret, next_obs, end, discount = sample(replay, 32, n, gamma)
+        for i in range(32):
             t, env = divmod(int(obs[i]), num_envs)
             assert total - rows <= t < total
             expected, steps = 0.0, 0
@@ -186,18 +190,20 @@ def test_images_are_kept_as_bytes():
     replay.add(image, zero.long(), zero, image, zero.bool(), zero.bool())
     assert replay.obs.dtype == replay.next_obs.dtype == torch.uint8
     assert torch.equal(replay.obs[:1], image)
-    assert replay.sample((5,), 3, 0.9)[0].dtype == torch.uint8
+    assert sample(replay, 5, n=3).obs.dtype == torch.uint8
 
 
-def test_a_buffer_larger_than_the_memory_is_refused_and_a_large_one_is_not_kept_in_checkpoints(capsys):
+def test_a_buffer_larger_than_the_memory_is_refused_and_a_large_one_is_not_saved_in_checkpoints(capsys):
     """A step takes 4 + 4 bytes for the observations here, 8 for the action, 4 for the reward, 2 for flags: 22."""
-    with pytest.raises(dqn.BadInput, match=r"--buffer-size 1000000000000: takes 20,489.1 GiB; this machine has"):
+    with pytest.raises(
+        dqn.InputError, match=r"--buffer-size 1000000000000: needs 20,489.1 GiB of memory; .* are available"
+    ):
         make_replay(10**12)
     assert make_replay(1_000).state_dict().keys() >= {"obs", "count"}
-    assert "not kept" not in capsys.readouterr().err
+    assert "not saved" not in capsys.readouterr().err
     large = make_replay(50_000_000)  # the system gives memory when it is first written to
     assert large.state_dict() == {}
-    assert "replay buffer: 1,049.0 MiB; not kept in checkpoints" in capsys.readouterr().err
+    assert "replay buffer: 1,049.0 MiB; not saved in checkpoints" in capsys.readouterr().err
 
 
 # Acting and learning
@@ -207,11 +213,11 @@ def train(tmp_path, **flags):
     return dqn.train(dqn.Args(run_dir=str(tmp_path / "run"), eval_episodes=1, **flags))
 
 
-def test_random_actions_are_drawn_for_each_environment(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_random_actions_are_drawn_for_each_environment(tmp_path, monkeypatch, spy):
     """The network says 0 all the time; a third of the random actions are 0 too."""
     monkeypatch.setattr(dqn.QNetwork, "act", lambda self, obs, greedy=False: np.zeros(len(obs), int))
-    acts, add = [], dqn.ReplayBuffer.add
-    monkeypatch.setattr(dqn.ReplayBuffer, "add", lambda self, *steps: acts.append(steps[1]) or add(self, *steps))
+    acts = spy(dqn.ReplayBuffer, "add", note=lambda replay, obs, act, *_: act)
     flags = {"epsilon_start": 0.3, "epsilon_end": 0.3, "learning_starts": 20_480, "total_timesteps": 20_480}
     train(tmp_path, env_id="Acrobot-v1", **flags)
     other = torch.cat(acts) > 0  # [steps, N]
@@ -222,18 +228,16 @@ def test_random_actions_are_drawn_for_each_environment(tmp_path, monkeypatch):
 def test_epsilon_falls_linearly_in_environment_steps_and_then_stays(tmp_path):
     flags = {"epsilon_start": 0.9, "epsilon_end": 0.1, "exploration_fraction": 0.5, "learning_starts": 1_280}
     train(tmp_path, total_timesteps=1_280, **flags)
-    with open(tmp_path / "run/metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = metrics(tmp_path / "run")
     before = np.array([float(row["global_step"]) - 64 for row in rows])  # when the row's steps began
     expected = np.maximum(0.9 - 0.8 * before / 640, 0.1)
     np.testing.assert_allclose([float(row["epsilon"]) for row in rows], expected)
     assert [row["td_loss"] == "" for row in rows] == [True] * 19 + [False]
 
 
-def test_no_return_runs_on_over_a_checkpoint_which_resets_the_environments(tmp_path, monkeypatch):
+def test_no_return_continues_over_a_checkpoint_which_resets_the_environments(tmp_path, spy):
     """Episodes of 10 steps, a checkpoint after 16 steps of each environment: ends after steps 10, 16, 16 + 10."""
-    buffers, add = [], dqn.ReplayBuffer.add
-    monkeypatch.setattr(dqn.ReplayBuffer, "add", lambda self, *steps: buffers.append(self) or add(self, *steps))
+    buffers = spy(dqn.ReplayBuffer, "add", note=lambda replay, *_: replay)
     flags = {"total_timesteps": 256, "checkpoint_every": 128, "learning_starts": 64, "gradient_steps": 1}
     train(tmp_path, env_id="ProbeTimeLimit-v0", **flags)
     for env in range(8):
@@ -259,6 +263,7 @@ class Corridor(gym.Env):
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double_q", [True, False])
 def test_q_of_a_small_process_is_that_of_value_iteration(tmp_path, double_q):
     """Actions are random throughout and episodes are cut after 8 steps: neither may show in Q*."""
@@ -269,21 +274,19 @@ def test_q_of_a_small_process_is_that_of_value_iteration(tmp_path, double_q):
 
     flags = {"epsilon_end": 1.0, "n_step": 1, "gamma": gamma, "double_q": double_q, "hidden_sizes": (32,)}
     agent = train(tmp_path, env_id="Corridor-v0", total_timesteps=15_000, tau=0.05, learning_rate=3e-3, **flags)
-    learnt = agent.q(torch.eye(4)) * agent.reward_norm.std
-    np.testing.assert_allclose(learnt.detach(), Q, atol=0.15)
+    learned = agent.q(torch.eye(4)) * agent.reward_norm.std
+    np.testing.assert_allclose(learned.detach(), Q, atol=0.15)
 
 
-def test_without_replay_and_target_network_it_is_online_q_learning(tmp_path, monkeypatch):
-    """The flags that the docstring names: each step is learnt from once, as it happens, with the latest values."""
-    words = dqn.__doc__.split("in place of his table: ")[1].split(". The README")[0].split()
-    seen, update = [], dqn.update
+def test_without_replay_and_target_network_it_is_online_q_learning(tmp_path, monkeypatch, spy):
+    """The flags that the docstring names: each update uses the latest transition and the latest values."""
+    words = re.search(r"online Q-learning .*? table: (.*?)\.", dqn.__doc__, re.DOTALL).group(1).split()
 
-    def spy(agent, optimizer, batch, args):
-        seen.append((agent.updates.item() + 1, batch[0].clone()))
+    def note(agent, optimizer, batch, args):
         assert torch.equal(agent.network[0].weight, agent.target[0].weight)
-        return update(agent, optimizer, batch, args)
+        return agent.updates.item() + 1, batch.obs.clone()
 
-    monkeypatch.setattr(dqn, "update", spy)
+    seen = spy(dqn, "td_step", note)
     monkeypatch.setattr(sys, "argv", ["dqn.py", *words, "--total-timesteps=200", f"--run-dir={tmp_path / 'run'}"])
     dqn.main()
     assert [count for count, _ in seen] == list(range(1, 201))

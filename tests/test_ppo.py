@@ -1,15 +1,10 @@
 """The mathematics of ppo.py, against definitions, closed forms and numbers that can be checked by hand."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import ppo
-
-rollouts = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-
+from tests.helpers import ENVIRONMENTS, SHORT, make_agent, make_batch, make_penalty
 
 # Objectives
 
@@ -34,7 +29,7 @@ def test_clipped_objective_by_hand(ratio, adv, objective, slope):
     assert ratio.grad.item() == pytest.approx(slope)
 
 
-def test_penalised_objective_by_hand():
+def test_penalized_objective_by_hand():
     ratio, adv, kl = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), torch.tensor([0.1, 0.3])
     # mean of 1 * 3 - 10 * 0.1 = 2 and 2 * -1 - 10 * 0.3 = -5
     assert ppo.penalty_objective(ratio, adv, kl, beta=10).item() == pytest.approx(-1.5)
@@ -45,62 +40,32 @@ def test_penalised_objective_by_hand():
     [(0.0, 1.0), (0.006, 1.0), (0.007, 2.0), (0.01, 2.0), (0.0149, 2.0), (0.0151, 4.0), (1.0, 4.0)],
 )
 def test_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_three_halves(kl, beta):
-    assert ppo.adapt_beta(2.0, kl, kl_target=0.01) == beta
+    assert ppo.adapt_beta(2.0, kl, penalty_kl=0.01) == beta
 
 
 def test_penalty_can_come_back_from_any_number_of_halvings():
     beta = 1.0
     for _ in range(2000):
-        beta = ppo.adapt_beta(beta, kl=0.0, kl_target=0.01)
-    assert ppo.adapt_beta(beta, kl=1.0, kl_target=0.01) > beta > 0
-
-
-def test_value_loss_by_hand():
-    val, ret, old_val = torch.tensor([1.0, 5.0]), torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
-    assert ppo.value_loss(val, ret, old_val).item() == (4 + 4) / 2
-    # Clipped to within 1 of the old value, 5 becomes 2: its error is 1, and the larger of 4 and 1 counts.
-    assert ppo.value_loss(val, ret, old_val, eps=1.0).item() == (4 + 4) / 2
-    # From an old value of 10, 5 is held at 9: its error is 36.
-    assert ppo.value_loss(val, ret, torch.tensor([1.0, 10.0]), eps=1.0).item() == (4 + 36) / 2
-
-
-@given(rollouts)
-@settings(max_examples=20, deadline=None)
-def test_approximate_kl_is_unbiased_and_never_negative(rng):
-    old, new = (ppo.Categorical(torch.as_tensor(rng.normal(size=(1, 5))).expand(5, 1, 5)) for _ in range(2))
-    actions = torch.arange(5)[:, None]  # each of the five choices once
-    log_ratio = new.log_prob(actions) - old.log_prob(actions)
-    estimates = torch.stack([ppo.approx_kl(x) for x in log_ratio])
-    assert (estimates >= 0).all()
-    torch.testing.assert_close((old.log_prob(actions).exp() * estimates).sum(), old.kl(new)[0])
+        beta = ppo.adapt_beta(beta, kl=0.0, penalty_kl=0.01)
+    assert ppo.adapt_beta(beta, kl=1.0, penalty_kl=0.01) > beta > 0
 
 
 # The update
 
 
-def make_agent(env_id="CartPole-v1", **flags):
-    args = ppo.Args(env_id=env_id, **flags)
-    torch.manual_seed(0)
-    env = ppo.make_env(args)
-    agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
-    optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate)
-    optimizer.param_groups[0]["beta"] = 1.0
-    return agent, optimizer, args
+def make(env_id="CartPole-v1", **flags):
+    """Agent, optimizer, penalty and flags."""
+    agent, args = make_agent(ppo, env_id, **flags)
+    return agent, torch.optim.Adam(agent.parameters(), args.learning_rate), make_penalty(), args
 
 
-def make_batch(agent, size=64):
-    obs = torch.randn(size, *agent.obs_norm.mean.shape)
-    with torch.no_grad():
-        pi, val = agent.policy(obs), agent.value(obs)
-        return [obs, pi.sample(), pi.params, val, torch.randn(size), torch.randn(size)]
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "ProbeMultiDiscrete-v0"])
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
 def test_at_ratio_one_both_gradients_are_the_policy_gradient(env_id, objective):
-    agent, _, _ = make_agent(env_id)
-    obs, act, params, _, adv, _ = make_batch(agent)
-    pi, old_pi = agent.policy(obs), agent.distribution(params)
+    agent, *_ = make(env_id)
+    obs, act, adv, *_ = make_batch(ppo, agent)
+    pi = agent.policy(obs)
+    old_pi = agent.distribution(pi.params.detach())
     ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
     if objective == "clip":
         surrogate = ppo.clip_objective(ratio, adv, 0.2)
@@ -112,51 +77,91 @@ def test_at_ratio_one_both_gradients_are_the_policy_gradient(env_id, objective):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_the_first_ratio_of_every_update_is_one(tmp_path, spy, env_id):
+    """The observation statistics change after the update, so pi_old is the policy that acted, not only its weights."""
+    acted, improved = [], []
+    for distribution in (ppo.Categorical, ppo.Gaussian):
+        spy(distribution, "sample", note=lambda pi: acted.append(pi.params))
+    spy(ppo, "update", note=lambda agent, *rest: improved.append(agent.policy(rest[2].obs).params.detach()))
+    ratios = spy(ppo, "clip_objective", note=lambda ratio, *_: ratio.detach())
+    ppo.train(ppo.Args(env_id=env_id, run_dir=str(tmp_path), **SHORT))
+
+    T, passes = SHORT["num_steps"], 8 * 8
+    assert len(improved) == 10
+    for i, params in enumerate(improved):
+        torch.testing.assert_close(torch.cat(acted[i * T : (i + 1) * T]), params)
+        torch.testing.assert_close(ratios[i * passes], torch.ones(16), atol=1e-5, rtol=0)
+        assert (ratios[(i + 1) * passes - 1] - 1).abs().max() > 1e-3  # the last one is not
+
+
 def test_minibatches_show_every_row_once_an_epoch():
-    batch = [torch.arange(12), torch.arange(12) * 10]
-    seen = [torch.cat(parts) for parts in zip(*ppo.minibatches(batch, 2, 3))]
-    for epoch in seen[0].split(12):
+    rows = torch.arange(12)
+    batch = ppo.Batch(rows, rows * 10, rows, rows, rows)
+    parts = list(ppo.minibatches(batch, epochs=2, num_minibatches=3))
+    assert [len(part.obs) for part in parts] == [4] * 6
+    seen = torch.cat([part.obs for part in parts])
+    for epoch in seen.split(12):
         assert sorted(epoch.tolist()) == list(range(12))
-    assert torch.equal(seen[1], seen[0] * 10)
-    assert seen[0][:12].tolist() != seen[0][12:].tolist()
+    assert torch.equal(torch.cat([part.act for part in parts]), seen * 10)
+    assert seen[:12].tolist() != seen[12:].tolist()
 
 
 def test_learning_stops_when_the_policy_has_moved_by_target_kl():
-    agent, optimizer, args = make_agent(target_kl=1e-9, update_epochs=4, num_minibatches=4)
-    ppo.update(agent, optimizer, make_batch(agent), args)
+    agent, optimizer, penalty, args = make(target_kl=1e-9, update_epochs=4, num_minibatches=4)
+    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args)
     steps = {int(state["step"]) for state in optimizer.state.values()}
-    assert steps <= {1, 2}  # of 16: after the first step it has moved, and the second notices
+    assert steps == {2}  # of 16: the first minibatch finds a KL of 0, the second one above the target
 
 
 @pytest.mark.parametrize(("learning_rate", "beta"), [(1e-6, 0.5), (1e-1, 2.0)])
 def test_update_adapts_the_penalty_to_the_distance_that_it_moved(learning_rate, beta):
-    agent, optimizer, args = make_agent(objective="penalty", learning_rate=learning_rate)
-    ppo.update(agent, optimizer, make_batch(agent), args)
-    assert optimizer.param_groups[0]["beta"] == beta
+    agent, optimizer, penalty, args = make(objective="penalty", learning_rate=learning_rate)
+    assert penalty.beta == 1
+    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args)
+    assert penalty.beta == beta
+
+
+def test_a_larger_penalty_moves_the_policy_less():
+    distances = []
+    for beta in (0.0, 1.0, 100.0):
+        agent, optimizer, penalty, args = make(objective="penalty")
+        penalty.beta.fill_(beta)
+        distances.append(ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args)["kl"])
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 2 * distances[2]
+
+
+def test_a_smaller_clip_coef_moves_the_policy_less():
+    """With clip_coef 0, a ratio above 1 gains nothing more, so after one step only the wrong side has a gradient."""
+    distances = []
+    for clip_coef in (0.5, 0.2, 0.01):
+        agent, optimizer, penalty, args = make(clip_coef=clip_coef, learning_rate=1e-2)
+        distances.append(ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args)["kl"])
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 2 * distances[2]
 
 
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
 def test_update_makes_better_actions_likelier_and_worse_ones_rarer(objective):
-    agent, optimizer, args = make_agent(objective=objective)
-    batch = make_batch(agent)
-    obs, act, _, _, adv, _ = batch
-    before = agent.policy(obs).log_prob(act)
-    ppo.update(agent, optimizer, batch, args)
-    change = agent.policy(obs).log_prob(act) - before
-    assert (change * adv).mean() > 0
+    agent, optimizer, penalty, args = make(objective=objective)
+    batch = make_batch(ppo, agent)
+    before = agent.policy(batch.obs).log_prob(batch.act)
+    ppo.update(agent, optimizer, penalty, batch, args)
+    change = agent.policy(batch.obs).log_prob(batch.act) - before
+    assert (change * batch.adv).mean() > 0
 
 
 def test_entropy_bonus_raises_entropy():
-    agent, optimizer, args = make_agent("Pendulum-v1", ent_coef=1.0)
-    batch = make_batch(agent)
-    batch[4] = torch.zeros(64)  # no action better than another
-    before = agent.policy(batch[0]).entropy().mean()
-    ppo.update(agent, optimizer, batch, args)
-    assert agent.policy(batch[0]).entropy().mean() > before
+    agent, optimizer, penalty, args = make("Pendulum-v1", ent_coef=1.0)
+    batch = make_batch(ppo, agent)._replace(adv=torch.zeros(64))  # no action better than another
+    before = agent.policy(batch.obs).entropy().mean()
+    ppo.update(agent, optimizer, penalty, batch, args)
+    assert agent.policy(batch.obs).entropy().mean() > before
 
 
 def test_gradient_is_no_longer_than_max_grad_norm():
-    agent, optimizer, args = make_agent(max_grad_norm=1e-3, update_epochs=1, num_minibatches=1)
-    ppo.update(agent, optimizer, make_batch(agent), args)
+    agent, optimizer, penalty, args = make(max_grad_norm=1e-3, update_epochs=1, num_minibatches=1)
+    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args)
     grads = torch.cat([p.grad.flatten() for p in agent.parameters()])
     assert grads.norm().item() == pytest.approx(1e-3, rel=1e-3)

@@ -13,22 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppo
-
-
-def column(*numbers):
-    return torch.tensor(numbers, dtype=torch.float64)[:, None]  # [T, 1]
-
-
-def flags(*numbers):
-    return torch.tensor(numbers, dtype=torch.bool)[:, None]  # [T, 1]
-
-
-def make_agent(env_id="CartPole-v1"):
-    args = ppo.Args(env_id=env_id)
-    torch.manual_seed(0)
-    env = ppo.make_env(args)
-    return ppo.ActorCritic(env.observation_space, env.action_space, args)
-
+from tests.helpers import ENVIRONMENTS, column, flags, generators, make_agent
 
 # Advantages
 
@@ -55,10 +40,7 @@ def test_no_credit_flows_back_from_the_next_episode(terminated):
     assert torch.equal(first[:2], second[:2])
 
 
-rollouts = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-
-
-@given(rollouts, st.integers(1, 12), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
+@given(generators, st.integers(1, 12), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_gae_is_the_discounted_sum_of_temporal_difference_errors(rng, T, N, gamma, lam):
     rew, val, next_val = rng.normal(size=(3, T, N))
@@ -75,7 +57,7 @@ def test_gae_is_the_discounted_sum_of_temporal_difference_errors(rng, T, N, gamm
     np.testing.assert_allclose(adv, expected, atol=1e-9)
 
 
-@given(rollouts)
+@given(generators)
 @settings(max_examples=20, deadline=None)
 def test_with_lambda_1_advantage_plus_value_is_the_discounted_return(rng):
     rew, val = torch.as_tensor(rng.normal(size=(2, 6, 1)))
@@ -124,7 +106,7 @@ def test_samples_follow_the_distribution():
 
 
 def test_components_of_a_multidiscrete_action_are_independent_and_of_their_own_size():
-    agent = make_agent("ProbeMultiDiscrete-v0")  # 2 and 4 choices
+    agent, _ = make_agent(ppo, "ProbeMultiDiscrete-v0")  # 2 and 4 choices
     pi = agent.policy(torch.randn(10_000, 2))
     act = pi.sample()
     assert act.max(0).values.tolist() == [1, 3]
@@ -138,17 +120,28 @@ def test_components_of_a_multidiscrete_action_are_independent_and_of_their_own_s
 
 @pytest.mark.parametrize(("env_id", "largest"), [("Pendulum-v1", 1), ("ProbeUnbounded-v0", 100)])
 def test_the_mean_of_an_action_stays_within_its_bounds_if_it_has_any(env_id, largest):
-    agent = make_agent(env_id)
+    agent, _ = make_agent(ppo, env_id)
     with torch.no_grad():
         agent.actor[-1].weight.zero_()
         agent.actor[-1].bias.fill_(100)
     assert agent.policy(torch.zeros(1, *agent.obs_norm.mean.shape)).mode().item() == largest
 
 
+def test_actions_have_the_shape_that_the_environment_takes():
+    for env_id in (*ENVIRONMENTS, "ProbeShifted-v0"):
+        agent, _ = make_agent(ppo, env_id)
+        env = ppo.make_env(env_id)
+        obs, _ = env.reset(seed=0)
+        for greedy in (True, False):
+            act = agent.act(np.stack([obs] * 3), greedy=greedy)
+            assert act.shape == (3, *env.action_space.shape)
+            env.step(act[0])
+
+
 # Running statistics and networks
 
 
-@given(rollouts, st.lists(st.integers(1, 50), min_size=1, max_size=5), st.floats(-100, 100), st.floats(0.1, 10))
+@given(generators, st.lists(st.integers(1, 50), min_size=1, max_size=5), st.floats(-100, 100), st.floats(0.1, 10))
 @settings(max_examples=30, deadline=None)
 def test_running_statistics_are_those_of_all_data_at_once(rng, sizes, mean, std):
     norm = ppo.RunningNorm((3,))
@@ -160,7 +153,7 @@ def test_running_statistics_are_those_of_all_data_at_once(rng, sizes, mean, std)
     torch.testing.assert_close(norm.var, data.var(0, correction=0), rtol=1e-2, atol=1e-3)
 
 
-def test_normalised_observations_have_mean_0_and_variance_1_and_stay_within_10():
+def test_normalized_observations_have_mean_0_and_variance_1_and_stay_within_10():
     norm = ppo.RunningNorm((2,))
     data = torch.randn(1000, 2) * torch.tensor([5.0, 0.1]) + torch.tensor([100.0, -1.0])
     norm.update(data)
@@ -170,16 +163,35 @@ def test_normalised_observations_have_mean_0_and_variance_1_and_stay_within_10()
 
 
 def test_rewards_are_divided_by_the_standard_deviation_of_the_discounted_return():
-    norm = ppo.RewardNorm(gamma=0.5)
-    # Discounted returns so far: 2, 2 + 1 = 3; the episode ends; 4; in the next rollout 2 + 0 = 2, 1.
-    assert torch.allclose(norm(column(2.0, 2.0, 4.0), flags(0, 1, 0)) * np.std([2, 3, 4]), column(2.0, 2.0, 4.0))
-    scaled = norm(column(0.0, 0.0), flags(0, 0))
-    assert scaled.flatten().tolist() == [0, 0]
+    norm, rew = ppo.RewardNorm(()), column(2.0, 2.0, 4.0)
+    norm.update(rew, flags(0, 1, 0), gamma=0.5)  # discounted returns so far: 2, 2 + 1 = 3; the episode ends; 4
+    torch.testing.assert_close(norm(rew) * np.std([2, 3, 4]), rew, check_dtype=False)
+    norm.update(
+        column(0.0, 0.0), flags(0, 0), gamma=0.5
+    )  # the episode goes on in the next rollout: 0 + 4/2 = 2, 0 + 2/2 = 1
     assert norm.var.item() == pytest.approx(np.var([2, 3, 4, 2, 1]))
+    norm.ret = 0
+    norm.update(column(6.0), flags(0), gamma=0.5)  # the environments were reset: 6
+    assert norm.var.item() == pytest.approx(np.var([2, 3, 4, 2, 1, 6]))
+
+
+def test_scaling_a_reward_leaves_the_statistics_alone():
+    norm = ppo.RewardNorm(())
+    norm.update(column(2.0, 4.0), flags(0, 0), gamma=0.5)
+    before = {name: x.clone() for name, x in norm.state_dict().items()}
+    norm(column(100.0))
+    assert all(torch.equal(before[name], x) for name, x in norm.state_dict().items())
+
+
+def test_a_constant_reward_without_spread_is_clipped_at_10():
+    """Episodes of one step: all discounted returns are 1, their standard deviation is 0."""
+    norm = ppo.RewardNorm(())
+    norm.update(column(1.0, 1.0, 1.0), flags(1, 1, 1), gamma=0.5)
+    assert norm(column(1.0)).item() == 10
 
 
 def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions():
-    agent = make_agent("ProbeImage-v0")
+    agent, _ = make_agent(ppo, "ProbeImage-v0")
     images = torch.randint(0, 256, (2, 3, 3, 40, 36), dtype=torch.uint8)  # [T, N, C, H, W]
     flat = agent.value(images.flatten(0, 1))
     torch.testing.assert_close(agent.value(images), flat.view(2, 3))
@@ -187,7 +199,7 @@ def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions()
 
 
 def test_evaluation_takes_the_most_likely_action():
-    agent = make_agent("ProbeRewardFromAction-v0")
+    agent, _ = make_agent(ppo, "ProbeRewardFromAction-v0")
     with torch.no_grad():
         agent.actor[-1].weight.zero_()
         agent.actor[-1].bias.copy_(torch.tensor([0.1, 0.0]))  # action 0, the right one, at 52 %
@@ -195,7 +207,7 @@ def test_evaluation_takes_the_most_likely_action():
 
 
 def test_acting_leaves_the_statistics_alone():
-    agent = make_agent()
+    agent, _ = make_agent(ppo)
     before = {name: x.clone() for name, x in agent.state_dict().items()}
     ppo.evaluate(agent, gym.make("CartPole-v1"), episodes=2, seed=0)
     assert all(torch.equal(before[name], x) for name, x in agent.state_dict().items())

@@ -7,31 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trpo
+from tests.helpers import ENVIRONMENTS, make_agent, make_batch, vector
 
-ENVIRONMENTS = "CartPole-v1", "Pendulum-v1", "ProbeMultiDiscrete-v0"
 
-
-def make(env_id="CartPole-v1", size=64, **flags):
-    args = trpo.Args(env_id=env_id, hidden_sizes=(4,), **flags)
-    torch.manual_seed(0)
-    env = trpo.make_env(args)
-    agent = trpo.ActorCritic(env.observation_space, env.action_space, args)
+def make(env_id="CartPole-v1", **flags):
+    """Agent, optimizer, batch and flags, away from the nearly uniform policy of the beginning."""
+    agent, args = make_agent(trpo, env_id, hidden_sizes=(4,), **flags)
     with torch.no_grad():
-        agent.actor[-1].weight.mul_(50)  # away from the nearly uniform policy of the beginning
-    obs = torch.randn(size, *agent.obs_norm.mean.shape)
-    with torch.no_grad():
-        batch = [obs, agent.policy(obs).sample(), torch.randn(size), torch.randn(size)]
-    optimizer = torch.optim.Adam(agent.critic.parameters(), 1e-3)
-    optimizer.param_groups[0]["max_kl"] = args.max_kl
-    return agent, optimizer, batch, args
+        agent.actor[-1].weight.mul_(50)
+    return agent, torch.optim.Adam(agent.critic.parameters(), 1e-3), make_batch(trpo, agent), args
 
 
 def policy_params(agent):
     return [p for name, p in agent.named_parameters() if not name.startswith("critic")]
 
 
-def vector(params):
-    return torch.nn.utils.parameters_to_vector(params).detach().clone()
+def gradient_of_kl(agent, pi, params):
+    """Gradient of KL(old || new) where both are pi, as a vector that can be differentiated again."""
+    kl = agent.distribution(pi.params.detach()).kl(pi).mean()
+    return torch.cat([x.flatten() for x in torch.autograd.grad(kl, params, create_graph=True)])
 
 
 # Surrogate and its two approximations
@@ -46,10 +40,10 @@ def test_surrogate_by_hand():
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_linear_objective_is_the_policy_gradient(env_id):
-    agent, _, (obs, act, adv, _), _ = make(env_id)
+def test_the_gradient_of_the_surrogate_is_the_policy_gradient(env_id):
+    agent, _, (obs, act, adv, *_), _ = make(env_id)
     params, pi = policy_params(agent), agent.policy(obs)
-    g = trpo.linear_objective(trpo.surrogate(pi, agent.distribution(pi.params.detach()), act, adv), params)
+    g = trpo.policy_gradient(trpo.surrogate(pi, agent.distribution(pi.params.detach()), act, adv), params)
     plain = torch.autograd.grad((agent.policy(obs).log_prob(act) * adv).mean(), params)
     torch.testing.assert_close(g, torch.cat([x.flatten() for x in plain]), atol=1e-6, rtol=1e-4)
 
@@ -79,12 +73,13 @@ def explicit_hessian(agent, obs):
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_fisher_vector_product_is_a_product_with_the_hessian_of_the_kl(env_id):
     agent, _, (obs, *_), _ = make(env_id)
-    params, pi = policy_params(agent), agent.policy(obs)
-    product = trpo.quadratic_constraint(agent.distribution(pi.params.detach()).kl(pi).mean(), params, damping=0.3)
+    params = policy_params(agent)
+    kl_grad = gradient_of_kl(agent, agent.policy(obs), params)
     H = explicit_hessian(agent, obs)
     for _ in range(3):
         x = torch.randn(len(H))
-        torch.testing.assert_close(product(x), H @ x + 0.3 * x, atol=1e-4, rtol=1e-3)
+        product = trpo.fisher_vector_product(kl_grad, params, x, damping=0.3)
+        torch.testing.assert_close(product, H @ x + 0.3 * x, atol=1e-4, rtol=1e-3)
     assert torch.linalg.eigvalsh(H).min() > -1e-4
 
 
@@ -93,11 +88,11 @@ def test_near_the_old_policy_the_kl_is_quadratic(env_id):
     agent, _, (obs, *_), _ = make(env_id)
     params, pi = policy_params(agent), agent.policy(obs)
     old_pi = agent.distribution(pi.params.detach())
-    product = trpo.quadratic_constraint(old_pi.kl(pi).mean(), params, damping=0.0)
     x = torch.randn(len(vector(params)))
     x *= 0.03 / x.norm()
+    Hx = trpo.fisher_vector_product(gradient_of_kl(agent, pi, params), params, x, damping=0.0)
     torch.nn.utils.vector_to_parameters(vector(params) + x, params)
-    assert old_pi.kl(agent.policy(obs)).mean().item() == pytest.approx((x @ product(x) / 2).item(), rel=0.1)
+    assert old_pi.kl(agent.policy(obs)).mean().item() == pytest.approx((x @ Hx / 2).item(), rel=0.1)
 
 
 # Natural gradient
@@ -176,9 +171,9 @@ def test_line_search_takes_the_longest_step_that_gains_within_the_region_or_none
 @pytest.mark.parametrize("max_kl", [0.001, 0.01, 0.1])
 def test_an_accepted_step_improves_the_surrogate_and_stays_in_the_trust_region(env_id, max_kl):
     agent, optimizer, batch, args = make(env_id, max_kl=max_kl)
-    obs, act, adv, _ = batch
+    obs, act, adv, *_ = batch
     old_pi = agent.distribution(agent.policy(obs).params.detach())
-    metrics = trpo.update(agent, optimizer, batch, args)
+    metrics = trpo.update(agent, optimizer, batch, args.max_kl, args)
     assert 0 < metrics["step_fraction"] <= 1
     kl = old_pi.kl(agent.policy(obs)).mean().item()
     assert max_kl / 10 < kl <= max_kl
@@ -187,42 +182,36 @@ def test_an_accepted_step_improves_the_surrogate_and_stays_in_the_trust_region(e
     assert trpo.surrogate(agent.policy(obs), old_pi, act, standard) > 0
 
 
-def test_when_no_length_will_do_the_policy_stays_to_the_bit_and_the_values_are_fitted_all_the_same():
-    agent, optimizer, batch, args = make(max_kl=1e3, line_search_steps=1, cg_damping=1e-6)  # far too long a step
+def test_when_no_step_is_accepted_the_policy_stays_to_the_bit_and_the_values_are_still_fitted():
+    agent, optimizer, batch, args = make("Pendulum-v1", max_kl=100, line_search_steps=1)  # far too long a step
     policy, values = vector(policy_params(agent)), vector(agent.critic.parameters())
-    metrics = trpo.update(agent, optimizer, batch, args)
+    metrics = trpo.update(agent, optimizer, batch, args.max_kl, args)
     assert metrics["step_fraction"] == 0
     assert torch.equal(vector(policy_params(agent)), policy)
     assert not torch.equal(vector(agent.critic.parameters()), values)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_advantages_that_say_nothing_leave_the_policy_alone(value):
+def test_equal_or_undefined_advantages_leave_the_policy_alone(value):
     agent, optimizer, batch, args = make()
-    batch[2] = torch.full((64,), value)
+    batch = batch._replace(adv=torch.full((64,), value))
     policy = vector(policy_params(agent))
-    assert trpo.update(agent, optimizer, batch, args)["step_fraction"] == 0
+    assert trpo.update(agent, optimizer, batch, args.max_kl, args)["step_fraction"] == 0
     assert torch.equal(vector(policy_params(agent)), policy)
 
 
 def test_the_optimizer_fits_the_values_alone():
     agent, optimizer, batch, args = make(value_epochs=50)
-    before = ((agent.value(batch[0]) - batch[3]) ** 2).mean()
-    trpo.update(agent, optimizer, batch, args)
-    assert ((agent.value(batch[0]) - batch[3]) ** 2).mean() < before
+    before = ((agent.value(batch.obs) - batch.ret) ** 2).mean()
+    trpo.update(agent, optimizer, batch, args.max_kl, args)
+    assert ((agent.value(batch.obs) - batch.ret) ** 2).mean() < before
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in agent.critic.parameters()}
 
 
 @pytest.mark.parametrize(("anneal_kl", "radii"), [(True, [0.02, 0.015, 0.01, 0.005]), (False, [0.02] * 4)])
-def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, monkeypatch, anneal_kl, radii):
-    seen, update = [], trpo.update
-    monkeypatch.setattr(
-        trpo,
-        "update",
-        lambda agent, optimizer, *rest: (
-            seen.append(optimizer.param_groups[0]["max_kl"]) or update(agent, optimizer, *rest)
-        ),
-    )
+def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, spy, anneal_kl, radii):
+    """Over 4 rollouts of 64 steps."""
+    seen = spy(trpo, "update", note=lambda agent, optimizer, batch, max_kl, args: max_kl)
     flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}
     trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **flags))
     assert seen == pytest.approx(radii)

@@ -1,4 +1,4 @@
-"""The mathematics of vpg.py: all four weights of the score give the gradient, and each is less noisy than the last.
+"""The mathematics of vpg.py: all four weights psi give the gradient, and each has less variance than the last.
 
 Nothing is sampled here. Episodes of a small decision process are enumerated with their probabilities, so that means and
 variances are exact.
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vpg
+from tests.helpers import SHORT, column, flags, make_agent
 
 FORMS = "total-return", "reward-to-go", "baseline", "gae"
 
@@ -58,7 +59,7 @@ class Enumeration:
     def mean_and_variance(self, form, gamma, lam=0.0):
         """Of the gradient that one episode gives, over all episodes."""
         val = self.values(gamma)
-        weight = vpg.score_weight(form, self.rew, val[:-1], val[1:], self.done, self.done, gamma, lam)
+        weight = vpg.psi(form, self.rew, val[:-1], val[1:], self.done, self.done, gamma, lam)
         scores = (weight * self.log_prob).sum(0)
         episodes = [torch.autograd.grad(x, self.theta, retain_graph=True)[0].flatten() for x in scores]
         gradients, probability = torch.stack(episodes), self.probability.detach()[:, None]
@@ -77,7 +78,7 @@ def test_each_weight_gives_the_exact_gradient_of_the_expected_return(form):
     torch.testing.assert_close(mean, world.gradient(gamma=1.0))
 
 
-def test_each_weight_is_less_noisy_than_the_one_before():
+def test_each_weight_has_less_variance_than_the_one_before():
     world = Enumeration()
     variances = [world.mean_and_variance(form, gamma=1.0)[1].item() for form in FORMS]
     assert variances == sorted(variances, reverse=True)
@@ -128,11 +129,7 @@ def test_the_expected_score_is_zero(distribution):
 # The weights by hand: two episodes in one environment, of 2 steps and 1, discounted by 1/2
 
 
-def column(*numbers):
-    return torch.tensor(numbers, dtype=torch.float64)[:, None]  # [T, 1]
-
-
-REW, DONE, NONE = column(1, 2, 8), column(0, 1, 1).bool(), column(0, 0, 0).bool()
+REW, DONE, NEVER = column(1, 2, 8), flags(0, 1, 1), flags(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -145,17 +142,14 @@ REW, DONE, NONE = column(1, 2, 8), column(0, 1, 1).bool(), column(0, 0, 0).bool(
     ],
 )
 def test_weights_by_hand(form, weights):
-    val, next_val = (
-        column(10, 20, 30),
-        column(20, 99, 99),
-    )  # 99: a terminal state counts 0 whatever V says
-    weight = vpg.score_weight(form, REW, val, next_val, DONE, DONE, 0.5, 0.5)
+    val, next_val = column(10, 20, 30), column(20, 99, 99)  # 99: a terminal state has value 0 whatever V says
+    weight = vpg.psi(form, REW, val, next_val, DONE, DONE, 0.5, 0.5)
     assert weight.flatten().tolist() == weights
 
 
 def test_without_a_critic_a_time_limit_ends_the_return_and_with_one_it_does_not():
     val, next_val = column(0, 0, 0), column(0, 100, 100)
-    cut = {form: vpg.score_weight(form, REW, val, next_val, NONE, DONE, 0.5, 1.0) for form in FORMS}
+    cut = {form: vpg.psi(form, REW, val, next_val, NEVER, DONE, 0.5, 1.0) for form in FORMS}
     assert cut["total-return"].flatten().tolist() == [2, 2, 8]
     assert cut["reward-to-go"].flatten().tolist() == [2, 2, 8]
     assert cut["baseline"].flatten().tolist() == [1 + 1 + 25, 2 + 50, 8 + 50]
@@ -167,71 +161,73 @@ def test_without_a_critic_a_time_limit_ends_the_return_and_with_one_it_does_not(
 
 def test_an_episode_counts_if_it_began_in_time():
     done = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]], dtype=torch.bool)  # [5 steps, 3]
-    used = vpg.begun_before(3, done)  # so an episode may begin at steps 0, 1 and 2
+    used = vpg.started_before(3, done)  # so an episode may begin at steps 0, 1 and 2
     assert used.T.int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
-    assert vpg.begun_before(5, done).all()
+    assert vpg.started_before(5, done).all()
 
 
-SHORT = {"num_envs": 3, "num_steps": 20, "total_timesteps": 600, "eval_episodes": 1}
+FEW = SHORT | {"num_envs": 3, "num_steps": 20, "total_timesteps": 600}
+ENDLESS = {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, monkeypatch, form):
-    rollouts, batches = [], []
-    score_weight, update = vpg.score_weight, vpg.update
-    monkeypatch.setattr(vpg, "score_weight", lambda *args: rollouts.append(args[5]) or score_weight(*args))
-    monkeypatch.setattr(
-        vpg,
-        "update",
-        lambda agent, optimizer, batch, args: batches.append(batch) or update(agent, optimizer, batch, args),
-    )
-    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **SHORT))
+def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, spy, form):
+    rollouts, batches = spy(vpg, "psi", note=lambda *args: args[5]), spy(vpg, "update", note=lambda *args: args[2])
+    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW))
     assert len(rollouts) > 1
-    for done, (obs, _, weight, _) in zip(rollouts, batches):
-        used = vpg.begun_before(20, done)
-        assert len(weight) == used.sum()
+    for done, batch in zip(rollouts, batches):
+        used = vpg.started_before(20, done)
+        assert len(batch.psi) == used.sum()
         if form in vpg.WITHOUT_CRITIC:
             last = used.int().sum(0) - 1
             assert used[:20].all()  # nothing that could be used is thrown away
             assert done[last, range(3)].all()  # and nothing used is incomplete
             assert len(done) == last.max() + 1
-            assert obs[:3].abs().max() <= 0.05  # as CartPole starts: each rollout begins with new episodes
+            assert batch.obs[:3].abs().max() <= 0.05  # as CartPole starts: each rollout begins with new episodes
         else:
             assert len(done) == 20
             assert used.all()
 
 
-def test_episodes_under_way_are_played_to_their_end(tmp_path, monkeypatch):
+def test_unfinished_episodes_are_played_to_their_end(tmp_path, spy):
     """Where an episode lasts 10 steps, a rollout of T = 15 takes 20, and every return is whole."""
-    returns, reward_to_go = [], vpg.reward_to_go
-    monkeypatch.setattr(vpg, "reward_to_go", lambda *args: returns.append(reward_to_go(*args)) or returns[-1].clone())
-    flags = SHORT | {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
-    vpg.train(vpg.Args(form="total-return", run_dir=str(tmp_path), **flags))
+    returns = spy(vpg, "reward_to_go", results=True)
+    vpg.train(vpg.Args(form="reward-to-go", run_dir=str(tmp_path), **FEW | ENDLESS))
     for ret in returns:
         assert ret.shape == (20, 3)
         torch.testing.assert_close(ret[0] / ret[9], torch.full((3,), 10.0))
     assert json.loads((tmp_path / "eval.json").read_text())["global_step"] == 600
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
+    """The forms without a critic reset the environments before each rollout, which takes no checkpoint.
+
+    Here a rollout has 20 steps of 3 environments, and checkpoints are due at the start, at 240 and 480, and at the end.
+    """
+    saved = spy(vpg.Run, "save", note=lambda run: run.step)
+    flags = {"num_steps": 20, "checkpoint_every": 240}
+    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW | ENDLESS | flags))
+    assert saved == [0, 240, 480, 600]
+
+
 # The update
 
 
-def make(**flags):
-    args = vpg.Args(**flags)
-    torch.manual_seed(0)
-    env = vpg.make_env(args)
-    agent = vpg.ActorCritic(env.observation_space, env.action_space, args)
-    weight = torch.randn(64)
-    weight = 0.9 * (weight - weight.mean()) / weight.std()  # update leaves these as they are
-    batch = [torch.randn(64, 4), torch.randint(2, (64, 1)), weight, torch.randn(64)]
+def make(**more):
+    """Agent, optimizer, batch, flags. The psi have mean 0 and standard deviation 0.9, which update leaves alone."""
+    agent, args = make_agent(vpg, **more)
+    psi = torch.randn(64)
+    psi = 0.9 * (psi - psi.mean()) / psi.std()
+    batch = vpg.Batch(torch.randn(64, 4), torch.randint(2, (64, 1)), psi, torch.randn(64))
     return agent, torch.optim.SGD(agent.parameters(), 0.1), batch, args
 
 
 def test_the_policy_takes_one_step_along_the_weighted_score():
     agent, optimizer, batch, args = make(max_grad_norm=float("inf"))
-    obs, act, weight, _ = batch
     before = [p.clone() for p in agent.actor.parameters()]
-    gradient = torch.autograd.grad((agent.policy(obs).log_prob(act) * weight).mean(), list(agent.actor.parameters()))
+    objective = (agent.policy(batch.obs).log_prob(batch.act) * batch.psi).mean()
+    gradient = torch.autograd.grad(objective, list(agent.actor.parameters()))
     vpg.update(agent, optimizer, batch, args)
     for p, start, g in zip(agent.actor.parameters(), before, gradient):
         torch.testing.assert_close(p, start + 0.1 * g)
@@ -241,7 +237,7 @@ def test_the_values_take_several_steps_towards_the_returns():
     agent, optimizer, batch, args = make(value_epochs=3, max_grad_norm=float("inf"))
     reference = make()[0].critic
     for _ in range(3):
-        loss = ((reference(batch[0]).squeeze(-1) - batch[3]) ** 2).mean()
+        loss = ((reference(batch.obs).squeeze(-1) - batch.ret) ** 2).mean()
         for p, g in zip(reference.parameters(), torch.autograd.grad(loss, list(reference.parameters()))):
             p.data -= 0.1 * g
     vpg.update(agent, optimizer, batch, args)
@@ -253,8 +249,7 @@ def test_a_constant_added_to_all_weights_changes_nothing():
     agents = []
     for constant in (0.0, 5.0):
         agent, optimizer, batch, args = make()
-        batch[2] = batch[2] + constant
-        vpg.update(agent, optimizer, batch, args)
+        vpg.update(agent, optimizer, batch._replace(psi=batch.psi + constant), args)
         agents.append(agent)
     for one, two in zip(*(agent.parameters() for agent in agents)):
         torch.testing.assert_close(one, two)

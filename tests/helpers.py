@@ -1,0 +1,116 @@
+"""What several tests need: agents, batches, columns of numbers, short runs and what they leave."""
+
+import csv
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parent.parent
+FAMILY = ["vpg", "a2c", "trpo", "ppo"]  # policy gradients
+SCRIPTS = [*FAMILY, "dqn"]
+
+ENVIRONMENTS = "CartPole-v1", "Pendulum-v1", "ProbeMultiDiscrete-v0"  # a kind of action each
+SHORT = {"num_envs": 4, "num_steps": 32, "total_timesteps": 1_280, "checkpoint_every": 512, "eval_episodes": 2}
+VARIANTS = {name: (name, {}) for name in FAMILY}  # the second objective, and the form with rollouts of changing length
+VARIANTS |= {"ppo async-envs": ("ppo", {"async_envs": True})}
+VARIANTS |= {"ppo penalty": ("ppo", {"objective": "penalty"}), "vpg total-return": ("vpg", {"form": "total-return"})}
+VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000, "target_interval": 3}
+
+generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+# One column of a rollout, by hand
+
+
+def column(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)[:, None]  # [T, 1]
+
+
+def flags(*numbers):
+    return torch.tensor(numbers, dtype=torch.bool)[:, None]  # [T, 1]
+
+
+# Agents
+
+
+def make_agent(module, env_id="CartPole-v1", **flags):
+    """Agent and flags; the same first weights whatever the script."""
+    args = module.Args(env_id=env_id, **flags)
+    torch.manual_seed(0)
+    env = module.make_env(env_id)
+    kind = module.QNetwork if hasattr(module, "QNetwork") else module.ActorCritic
+    return kind(env.observation_space, env.action_space, args), args
+
+
+def make_batch(module, agent, size=64):
+    """A batch of random observations, sampled actions and advantages of standard deviation 0.9, which are left alone.
+
+    Standardizing divides by the standard deviation plus 0.1, so that by 1.
+    """
+    torch.manual_seed(1)
+    obs, adv = torch.randn(size, *agent.obs_norm.mean.shape), torch.randn(size)
+    adv = 0.9 * (adv - adv.mean()) / adv.std()
+    with torch.no_grad():
+        act = agent.policy(obs).sample()
+    return module.Batch(obs, act, adv, torch.randn(size))
+
+
+def make_penalty(beta=1.0):
+    """What ppo.update keeps beta in."""
+    penalty = torch.nn.Module()
+    penalty.beta = torch.nn.Buffer(torch.tensor(beta, dtype=torch.float64))
+    return penalty
+
+
+def vector(params):
+    return torch.nn.utils.parameters_to_vector(params).detach().clone()
+
+
+def assert_same_agent(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+# Runs
+
+
+def command(*flags, script="ppo.py", **named):
+    for name, value in named.items():
+        flag = name.replace("_", "-")
+        flags += (f"--{flag}={value}",) if not isinstance(value, bool) else (f"--{flag}" if value else f"--no-{flag}",)
+    return [sys.executable, ROOT / script, *flags]
+
+
+def run(*argv, cwd, **env):
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")} | env
+    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def train(folder, variant="ppo", **flags):
+    """Train an agent in a few rollouts."""
+    name, more = VARIANTS[variant]
+    module = importlib.import_module(name)
+    return module.train(module.Args(run_dir=str(folder), **SHORT | more | flags))
+
+
+def metrics(folder):
+    """Rows of metrics.csv without the columns that tell the time."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: row[name] for name in row if name not in ("seconds", "steps_per_second")} for row in rows]
+
+
+def load(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def evaluation(folder):
+    return json.loads((folder / "eval.json").read_text())
