@@ -38,25 +38,30 @@ import os
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections import namedtuple
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-CHECKPOINT = "rlhf 1"  # script and format; load refuses all others
-ADV_STD_FLOOR = 0.1  # added to the standard deviation of the advantages
+CHECKPOINT = "rlhf 1"  # script and version of the checkpoint format
+ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
+Batch = namedtuple("Batch", "obs act adv ret old_logp ref_logp")  # obs [B, P], the rest [B, T]; ret: value targets
 UNFINISHED = -1.0  # upper limit of the score of a response that was cut off before <eos>
 TEXTS = 64  # texts or rankings per minibatch, in all stages but improve
 CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
+LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
+LIMITS |= {"gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}  # other flags: see check_limits
+LIMITS |= dict.fromkeys(["seed", "frozen_layers"], (0, math.inf))
 
 
 @dataclass
@@ -78,7 +83,7 @@ class Args:
     reward_learning_rate: float = 3e-3  # Adam's highest step size in fit_reward
     iterations: int = 40  # rollouts per round
     batch_size: int = 256  # responses per rollout
-    clip_coef: float = 0.2  # eps, how far the clipped ratio may move from 1
+    clip_coef: float = 0.2  # eps: the ratio is clipped to [1 - eps, 1 + eps]
     update_epochs: int = 2  # passes over each rollout
     num_minibatches: int = 4  # minibatches per pass, one gradient step each
     gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
@@ -88,7 +93,7 @@ class Args:
     num_layers: int = 2  # blocks of each transformer
     num_heads: int = 4  # H, attention heads of each block
 
-    seed: int = 1  # on one machine, the same seed gives the same run, bit for bit
+    seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     learning_rate: float = 5e-4  # Adam's highest step size in improve
     device: str = "cpu"  # cpu, cuda, cuda:1
     run_dir: str = ""  # output folder; default runs/rlhf__<algorithm>__<seed>__<time>
@@ -96,11 +101,6 @@ class Args:
     prompt: str = ""  # with --resume: only answer this, for example "how was the soup ?"
     checkpoint_every: int = 500  # steps between checkpoints; the first is at the start of each stage
     eval_responses: int = 2_400  # responses of policy and reference in the final evaluation
-
-
-LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}  # see check_limits
-LIMITS |= {"gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}
-LIMITS |= dict.fromkeys(["frozen_layers", "seed"], (0, math.inf))
 
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
@@ -128,7 +128,9 @@ VALUE |= dict.fromkeys("stale salty cold bland rude slow bored loud dirty dark n
 VALUE |= {"superb": 2}
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {symbol: [rule.split() for rule in text.split("|")] for symbol, text in GRAMMAR.items()}
+RULES = {}
+for symbol, rules in GRAMMAR.items():
+    RULES[symbol] = [rule.split() for rule in rules.split("|")]
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 ALL_PROMPTS = [prompt.strip().replace("DISH", dish) for prompt in PROMPTS.split("|") for dish in DISHES]
 SYMBOLS = " ".join([*ALL_PROMPTS, *GRAMMAR.values()]).replace("|", "").split()
@@ -175,7 +177,7 @@ def judge(text):
         if not likelihood(("SHORT",), words, dish) and not likelihood(("LONG",), words, dish):
             broken += 1
             continue
-        for previous, word in zip(words, words[1:]):
+        for previous, word in pairwise(words):
             if word in VALUE:
                 praise += VALUE[word] * EMPHASIS.get(previous, 1)
                 claims.append((words[1], word))
@@ -210,7 +212,7 @@ def speak(size):
 def preference_loss(score):
     """Negative log-likelihood of the pairs in each ranking; score [B, K], best first (Ouyang et al. 2022, Eq. 1)."""
     better, worse = torch.triu_indices(score.shape[1], score.shape[1], 1)
-    return -F.logsigmoid(score[:, better] - score[:, worse]).mean()
+    return -nn.functional.logsigmoid(score[:, better] - score[:, worse]).mean()
 
 
 def rank(gold, noise):
@@ -241,11 +243,6 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
     for t in reversed(range(len(delta))):
         adv[t] = trace = delta[t] + discount[t] * trace
     return adv
-
-
-def standardize(adv):
-    """Shift to mean 0 and scale to about standard deviation 1, [B] -> [B]."""
-    return (adv - adv.mean()) / (adv.std() + ADV_STD_FLOOR)  # the floor keeps small, noisy advantages small
 
 
 def clip_objective(ratio, adv, eps):
@@ -301,41 +298,31 @@ def win_rate(gold, other):
 # The stages.
 
 
-class Batch(NamedTuple):
-    """Responses to prompts, or some of them."""
-
-    obs: torch.Tensor  # [B, P], prompts
-    act: torch.Tensor  # [B, T], responses
-    adv: torch.Tensor  # [B, T]
-    ret: torch.Tensor  # [B, T], targets of the value function
-    old_logp: torch.Tensor  # [B, T], under the policy before the update
-    ref_logp: torch.Tensor  # [B, T], under the reference
-
-
 def minibatches(batch, epochs, num_minibatches):
     """Yield equal minibatches; the rows are reshuffled in every epoch."""
     for _ in range(epochs):
         rows = torch.randperm(len(batch.obs))
-        yield from map(Batch._make, zip(*(column[rows].chunk(num_minibatches) for column in batch)))
+        columns = [column[rows].chunk(num_minibatches) for column in batch]
+        yield from (Batch(*parts) for parts in zip(*columns))
 
 
 def update(agent, optimizer, batch, args):
     """Maximize the clipped objective over several epochs of minibatches; returns metrics."""
     losses = []
-    for rows in minibatches(batch, args.update_epochs, args.num_minibatches):
-        is_action = rows.act != PAD
-        logp = agent.policy(rows.obs, rows.act).log_prob(rows.act)
-        ratio, adv = (logp - rows.old_logp).exp()[is_action], rows.adv[is_action]
-        v_loss = kl_loss = torch.zeros(())
+    for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
+        obs, act, adv, ret, old_logp, ref_logp = minibatch
+        logp, is_action = agent.policy(obs, act).log_prob(act), act != PAD
+        ratio, adv = (logp - old_logp).exp()[is_action], adv[is_action]
+        value_loss = kl_loss = torch.zeros(())
         if args.algorithm == "ppo":
-            adv = standardize(adv)
-            v_loss = F.mse_loss(agent.value(rows.obs, rows.act)[is_action], rows.ret[is_action])
+            adv = (adv - adv.mean()) / (adv.std() + ADV_STD_EPS)
+            value_loss = nn.functional.mse_loss(agent.value(obs, act)[is_action], ret[is_action])
         if args.algorithm == "grpo":  # the penalty is in the loss, as published; its gradient is not that of J
-            kl_loss = k3(logp - rows.ref_logp)[is_action].mean()
+            kl_loss = k3(logp - ref_logp)[is_action].mean()
         policy_loss = -clip_objective(ratio, adv, args.clip_coef)
-        loss = policy_loss + args.vf_coef * v_loss + agent.kl_coef * kl_loss
+        loss = policy_loss + args.vf_coef * value_loss + agent.kl_coef * kl_loss
         grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
-        losses.append(torch.stack([policy_loss, v_loss, grad_norm]).detach())
+        losses.append(torch.stack([policy_loss, value_loss, grad_norm]).detach())
     return dict(zip(("policy_loss", "value_loss", "grad_norm"), torch.stack(losses).mean(0)))
 
 
@@ -344,7 +331,7 @@ def advantages(agent, obs, act, score, log_ratio, args):
     if args.algorithm == "ppo":
         is_action = act != PAD
         val = agent.value(obs, act) * is_action
-        next_val = F.pad(val[:, 1:], (0, 1))  # 0 after the last action, also where a response was cut off
+        next_val = nn.functional.pad(val[:, 1:], (0, 1))  # 0 after the last action, also where a response was cut off
         rew = token_rewards(score, log_ratio, act, agent.kl_coef)
         ended = ~is_action.T
         adv = gae(rew.T, val.T, next_val.T, ended, ended, 1.0, args.gae_lambda).T
@@ -501,7 +488,8 @@ class Categorical:
         return self.params.gather(-1, index).squeeze(-1) * (act != PAD)
 
     def kl(self, other):
-        return (self.params.exp() * (self.params - other.params)).sum(-1)
+        log_ratio = self.params - other.params
+        return (self.params.exp() * log_ratio).sum(-1)
 
 
 class Block(nn.Module):
@@ -519,9 +507,9 @@ class Block(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D / H] each
         if past:
             k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v)))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=not past)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=not past)
         x = x + self.out(y.transpose(1, 2).flatten(2))
-        x = x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+        x = x + self.narrow(nn.functional.gelu(self.wide(self.norm2(x))))
         return x, (k, v)
 
 
@@ -710,27 +698,26 @@ class Run:
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
-        self.open_folder()
+        self.open_files()
 
-    def open_folder(self):
-        """Create the output folder, or the files that are missing in it; refuse to overwrite another run."""
-        resumed = self.args.resume and self.checkpoint.exists() and self.checkpoint.samefile(self.args.resume)
-        if self.checkpoint.exists() and not resumed:
-            hint = f"choose another, or --resume {self.checkpoint}"
-            raise InputError(f"--run-dir {self.folder}: already contains a run; {hint}")
+    def open_files(self):
+        """Create the folder with args.json and metrics.csv."""
+        resume = self.args.resume
+        if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "args.json").write_text(json.dumps(asdict(self.args), indent=2))
+        (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # rows after the checkpoint are repeated
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
         self.metrics.seek(0, os.SEEK_END)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, error, *_):
-        if error is KeyboardInterrupt:
+    def __exit__(self, exc_type, *_):
+        if exc_type is KeyboardInterrupt:
             print(f"\nstopped in {self.name}; continue with --resume {self.checkpoint}", file=sys.stderr)
-        if error is None:
+        if exc_type is None:
             self.finish()
 
     def stages(self, stages):
@@ -766,11 +753,18 @@ class Run:
         torch.manual_seed(seed)
 
     def save(self):
-        saved = {"format": CHECKPOINT, "args": asdict(self.args), "agent": self.agent.state_dict()}
-        saved |= {"stage": self.stage, "step": self.step, "seconds": self.seconds}
-        saved |= {"metrics_size": self.metrics.tell(), "optimizer": self.optimizer and self.optimizer.state_dict()}
+        saved = {
+            "format": CHECKPOINT,
+            "args": vars(self.args),
+            "agent": self.agent.state_dict(),
+            "optimizer": self.optimizer and self.optimizer.state_dict(),
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics_size": self.metrics.tell(),
+        }
         torch.save(saved, f"{self.checkpoint}.new")
-        os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic: a crash leaves the old one or the new one
+        os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, **metrics):
         """Write a row of metrics. Raises FloatingPointError if one is nan or infinite."""
@@ -778,9 +772,8 @@ class Run:
         numbers = {name: value.mean().item() for name, value in metrics.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
-                hint = "try a smaller learning rate, and check that the judge's scores are finite"
-                last = f"Last good checkpoint: {self.checkpoint}"
-                raise FloatingPointError(f"{name} is {value} at step {self.step} of {self.name}: {hint}. {last}")
+                hint = f"try a smaller learning rate; check the judge; last good checkpoint: {self.checkpoint}"
+                raise FloatingPointError(f"{name} is {value} at step {self.step} of {self.name}; {hint}")
         writer = csv.DictWriter(self.metrics, self.COLUMNS)
         if self.metrics.tell() == 0:
             writer.writeheader()
@@ -819,14 +812,16 @@ def gradient_step(optimizer, loss, max_grad_norm):
 
 
 def check_limits(args):
-    """Raise InputError if a number is out of its limits: from 0 for floats, from 1 for integers, unless in LIMITS."""
-    for field in fields(args):
-        value = getattr(args, field.name)
-        if isinstance(field.default, (str, bool)) or value is None:
+    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
+    for name, value in vars(args).items():
+        default = getattr(Args, name)
+        if isinstance(default, (str, bool)) or value is None:
             continue
-        low, high = LIMITS.get(field.name, (0 if isinstance(field.default, float) else 1, math.inf))
+        whole = isinstance(default, (int, tuple))
+        low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
-            raise InputError(f"--{field.name.replace('_', '-')} {value}: must be between {low} and {high}")
+            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
 
 
 def setup(args):
@@ -851,7 +846,7 @@ def setup(args):
 def load(path):
     """Contents of a checkpoint of this script. Raises InputError for any other file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # a checkpoint cannot run code
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
         found = saved["format"]
     except Exception as error:
         raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
@@ -865,7 +860,7 @@ def restore(agent, args):
     try:
         agent.load_state_dict(load(args.resume)["agent"])
     except RuntimeError as error:
-        raise InputError(f"--resume {args.resume}: its agent does not fit the other flags") from error
+        raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
     if args.kl_target is None:
         agent.kl_coef.fill_(args.kl_coef)
 
@@ -874,9 +869,9 @@ def main():
     """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # flags of the checkpoint, except where to write and what to answer, unless given again
-            saved = load(args.resume)["args"] | {"resume": args.resume, "run_dir": "", "prompt": ""}
-            args = tyro.cli(Args, default=Args(**saved))
+        if args.resume:  # the checkpoint's flags, unless given again
+            new = {"resume": args.resume, "run_dir": "", "prompt": ""}
+            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
