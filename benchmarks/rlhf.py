@@ -32,11 +32,11 @@ COLUMNS = "experiment seed algorithm num_comparisons kl_coef point kl gold score
 COLUMNS = [*COLUMNS.split(), "J_optimum", "gold_reference", "gold_std", "accuracy", "accuracy_best", "seconds"]
 
 TABLE_SEEDS = range(101, 111)
-TABLE = {  # beta of each algorithm: the default of ppo, and for the others such that their KL is about the same
+TABLE = {  # the defaults for ppo; for the others, flags that gave about the same KL on seed 1
     "ppo": {},
     "rloo": {},
-    "grpo": {},
-    "dpo": {},
+    "grpo": {"kl_coef": 0.5},
+    "dpo": {"learning_rate": 1e-4},
 }
 PATH_SEEDS = (111, 112, 113)
 PATHS = [(num_comparisons, kl_coef) for num_comparisons in (500, 2_000, 8_000) for kl_coef in (0.2, 0.05, 0.0)]
@@ -154,7 +154,7 @@ def reference_samples(agent):
 
 def best_of_n(score, gold):
     """Means of the response with the highest score among n; its KL is log n - (n - 1) / n (Stiennon et al. 2020)."""
-    for n in (2**i for i in range(int(math.log2(SAMPLES)) + 1)):
+    for n in (2**i for i in range(int(math.log2(score.shape[1])) + 1)):
         best = score.view(len(score), -1, n).max(2)
         chosen = gold.view(len(gold), -1, n).gather(2, best.indices[..., None])
         kl = math.log(n) - (n - 1) / n
@@ -168,7 +168,7 @@ def frontier(score, gold):
         weight = (score / kl_coef).softmax(1)
         if (1 / (weight**2).sum(1)).mean() < 20:
             return
-        kl = (weight * (weight * SAMPLES).clamp(min=1e-30).log()).sum(1).mean()
+        kl = (weight * (weight * score.shape[1]).clamp(min=1e-30).log()).sum(1).mean()
         means = {"score": (weight * score).sum(1).mean().item(), "gold": (weight * gold).sum(1).mean().item()}
         yield {"algorithm": "optimal", "point": "", "kl_coef": kl_coef, "kl": kl.item()} | means
 

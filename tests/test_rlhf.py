@@ -4,12 +4,14 @@ The tiny language has 4 words and <eos>, and responses of at most 3 actions: 85 
 """
 
 import csv
+import importlib.util
 import itertools
 import json
 import math
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -721,3 +723,33 @@ def test_the_file_works_on_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("eval: gold -")
     assert (tmp_path / "out/eval.json").exists()
+
+
+# The evidence
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    path = Path(rlhf.__file__).parent / "benchmarks/rlhf.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_rlhf", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_best_of_n_by_hand(evidence):
+    score = torch.tensor([[1.0, 4.0, 3.0, 2.0]]).double()
+    rows = list(evidence.best_of_n(score, -score))
+    assert [row["point"] for row in rows] == [1, 2, 4]
+    assert [row["score"] for row in rows] == [2.5, 3.5, 4.0]  # of all; of the pairs 1, 4 and 3, 2; of the four
+    assert [row["gold"] for row in rows] == [-2.5, -3.5, -4.0]
+    assert [row["kl"] for row in rows] == pytest.approx([0, math.log(2) - 1 / 2, math.log(4) - 3 / 4])
+
+
+def test_the_frontier_of_two_responses_by_hand(evidence):
+    """Scores 0 and 1 are equally likely: the optimal policy says the second with probability sigmoid(1 / beta)."""
+    score = torch.tensor([[0.0, 1.0] * 500]).double()
+    for row in evidence.frontier(score, 2 * score):
+        p = 1 / (1 + math.exp(-1 / row["kl_coef"]))
+        assert row["score"] == pytest.approx(p) and row["gold"] == pytest.approx(2 * p)
+        assert row["kl"] == pytest.approx(math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p))
