@@ -639,6 +639,17 @@ def test_the_reward_model_recovers_a_known_linear_reward(tmp_path):
     assert torch.corrcoef(torch.stack([score, agent.gold(obs, act)]))[0, 1] > 0.9
 
 
+@pytest.mark.slow
+def test_a_shorter_run_aligns_the_policy_with_the_judge(tmp_path):
+    """Seeds 1 to 3 gained 1.49, 1.62 and 1.52 in gold and won 82 to 84 %; 89 to 93 % were grammatical."""
+    flags = {"sft_steps": 300, "num_comparisons": 3_000, "reward_epochs": 3, "iterations": 15, "eval_responses": 960}
+    rlhf.train(rlhf.Args(**flags, run_dir=str(tmp_path)))
+    found = results(tmp_path)
+    assert found["policy"]["gold"] - found["reference"]["gold"] > 1
+    assert found["win_rate"] > 0.7 and found["policy"]["grammatical"] > 0.8
+    assert found["reference"]["J"] < found["policy"]["J"] < found["J_optimum"]
+
+
 # The command line
 
 
