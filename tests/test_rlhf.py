@@ -429,9 +429,9 @@ def test_the_probabilities_of_a_symbol_sum_to_1():
 
 def test_the_generator_draws_texts_as_often_as_the_language_says():
     random.seed(0)
-    words = [" ".join(rlhf.expand("SHORT", "soup")) for _ in range(40_000)]
+    words = [" ".join(rlhf.expand("SHORT", "cake")) for _ in range(40_000)]
     for text in "i will come back soon .", "the soup was tasty .", "the cake was not stale .":
-        prob = rlhf.likelihood(("SHORT",), tuple(text.split()), "soup")
+        prob = rlhf.likelihood(("SHORT",), tuple(text.split()), "cake")
         assert words.count(text) == pytest.approx(40_000 * prob, abs=5 * math.sqrt(40_000 * prob))
 
 
@@ -597,13 +597,15 @@ def test_rounds_add_rankings_and_a_target_moves_beta(tmp_path):
     assert agent.kl_coef.item() == pytest.approx(0.2 * (1 - 0.2 * 32 / rlhf.KL_HORIZON) ** steps)
 
 
-def test_after_fitting_the_scores_of_the_reference_are_standard(run):
+def test_padding_adds_nothing_to_the_kl_of_a_response(run):
     _, agent = run
-    torch.manual_seed(0)
-    obs = rlhf.encode(rlhf.ALL_PROMPTS * 100)
+    obs = rlhf.encode(rlhf.ALL_PROMPTS)
+    act = torch.full((len(obs), rlhf.MAX_WORDS), PAD)
+    act[:, :2] = torch.tensor([rlhf.WORD_ID["soup"], EOS])
     with torch.no_grad():
-        score = rlhf.after_last_action(agent.reward_model, obs, rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS))
-    assert score.mean().abs() < 0.1 and (score.std() - 1).abs() < 0.1
+        _, _, metrics = rlhf.assess(agent, agent.actor, obs, act)
+        pi, ref = agent.policy(obs, act[:, :2]), rlhf.next_words(agent.reference, obs, act[:, :2])
+    assert torch.allclose(metrics["kl"], pi.kl(ref).sum(1), atol=1e-6) and (metrics["length"] == 2).all()
 
 
 def test_a_response_that_was_cut_off_scores_at_most_minus_1(run):
@@ -637,6 +639,12 @@ def test_the_reward_model_recovers_a_known_linear_reward(tmp_path):
     with torch.no_grad():
         score = rlhf.after_last_action(agent.reward_model, obs, act)
     assert torch.corrcoef(torch.stack([score, agent.gold(obs, act)]))[0, 1] > 0.9
+
+    obs = rlhf.encode(rlhf.ALL_PROMPTS * 100)  # and of the reference, the scores are standardized
+    with torch.no_grad():
+        score = rlhf.after_last_action(agent.reward_model, obs, rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS))
+    assert (agent.score_std - 1).abs() > 0.2  # they were not before
+    assert score.mean().abs() < 0.1 and (score.std() - 1).abs() < 0.1
 
 
 @pytest.mark.slow
