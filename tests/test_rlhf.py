@@ -714,6 +714,12 @@ def test_a_folder_with_a_run_is_refused_and_so_are_other_sizes(run, command):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_checkpoint_of_another_script_is_refused(command, tmp_path):
+    torch.save({"format": "ppo 2"}, tmp_path / "ppo.pt")
+    status, _, error = command("--resume", tmp_path / "ppo.pt")
+    assert status == 2 and error.endswith("a checkpoint of ppo 2, not rlhf 1\n")
+
+
 def test_a_policy_can_be_asked(run, command):
     checkpoint = run[0] / "checkpoint.pt"
     status, output, _ = command("--resume", checkpoint, "--prompt", "how was the soup ?")
