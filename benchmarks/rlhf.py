@@ -39,7 +39,7 @@ TABLE = {  # the defaults for ppo; for the others, flags that gave about the sam
     "dpo": {"learning_rate": 1e-4},
 }
 PATH_SEEDS = (111, 112, 113)
-PATHS = [(num_comparisons, kl_coef) for num_comparisons in (500, 2_000, 8_000) for kl_coef in (0.2, 0.05, 0.0)]
+PATHS = [(num_comparisons, kl_coef) for num_comparisons in (2_000, 500, 8_000) for kl_coef in (0.0, 0.2, 0.05)]
 SAMPLES = 1_024  # responses of the reference to each prompt, for best-of-n and the optimal frontier
 
 
