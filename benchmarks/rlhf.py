@@ -1,0 +1,242 @@
+"""The evidence for rlhf.py: four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
+
+    python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
+    python benchmarks/rlhf.py table ppo      # only those with both words in their row
+    python benchmarks/rlhf.py plot           # print the table and draw rlhf.svg from rlhf.csv
+
+Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
+--resume, which continues bit for bit, so each is the run that `python rlhf.py --seed ...` with its flags would be.
+The defaults were chosen on seeds 1 to 20; the seeds here were used only once, for this evidence.
+"""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # before this folder: this file has the name of the script that it imports
+import rlhf  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/rlhf.csv"
+FOLDER = ROOT / "runs/rlhf-evidence"
+COLUMNS = "experiment seed algorithm num_comparisons kl_coef point kl gold score win_rate grammatical J J_reference"
+COLUMNS = [*COLUMNS.split(), "J_optimum", "gold_reference", "gold_std", "accuracy", "accuracy_best", "seconds"]
+
+TABLE_SEEDS = range(101, 111)
+TABLE = {  # the defaults for ppo; for the others, flags that gave about the same KL on seed 1
+    "ppo": {},
+    "rloo": {},
+    "grpo": {"kl_coef": 0.3},
+    "dpo": {"learning_rate": 1e-4},
+}
+PATH_SEEDS = (111, 112, 113)
+PATHS = [(num_comparisons, kl_coef) for num_comparisons in (2_000, 500, 8_000) for kl_coef in (0.0, 0.2, 0.05)]
+SAMPLES = 1_024  # responses of the reference to each prompt, for best-of-n and the optimal frontier
+
+
+def known():
+    """Rows of all finished runs."""
+    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+
+
+def keep(rows):
+    """Append rows to the results."""
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def base(seed, num_comparisons=8_000):
+    """Checkpoint of a run in which only improve is left."""
+    folder = FOLDER / f"{seed}-{num_comparisons}"
+    if not (folder / "done").exists():
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        args = rlhf.Args(seed=seed, num_comparisons=num_comparisons, run_dir=str(folder))
+        rlhf.setup(args)
+        agent = new_agent(args)
+        run = rlhf.Run(args, agent)
+        for stage in run.stages([rlhf.finetune, rlhf.compare, rlhf.fit_reward]):
+            stage(agent, run, args)
+        run.save()
+        (folder / "done").touch()
+    return folder / "checkpoint.pt"
+
+
+def new_agent(args):
+    return rlhf.Agent(args, len(rlhf.VOCABULARY), prompt_words=5, max_words=rlhf.MAX_WORDS)
+
+
+def train(name, checkpoint, **flags):
+    """Continue from a checkpoint with other flags; returns eval.json and the rows of improve in metrics.csv."""
+    folder = FOLDER / name
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / "metrics.csv").unlink(missing_ok=True)
+    saved = rlhf.load(checkpoint)["args"] | {"resume": str(checkpoint), "run_dir": str(folder)} | flags
+    rlhf.train(rlhf.Args(**saved))
+    (folder / "checkpoint.pt").unlink()
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return json.loads((folder / "eval.json").read_text()), [row for row in rows if row["stage"].startswith("improve")]
+
+
+def final_row(result):
+    """Columns of one eval.json."""
+    after, before = result["policy"], result["reference"]
+    row = {name: after[name] for name in ("kl", "gold", "score", "grammatical", "J")}
+    row |= {"win_rate": result["win_rate"], "J_reference": before["J"], "J_optimum": result.get("J_optimum", "")}
+    return row | {"gold_reference": before["gold"], "gold_std": before["gold_std"], "seconds": result["seconds"]}
+
+
+def table(done):
+    """The four algorithms at about the same KL."""
+    for algorithm, flags in TABLE.items():
+        for seed in TABLE_SEEDS:
+            key = {"experiment": "table", "seed": seed, "algorithm": algorithm, "num_comparisons": 8_000}
+            if skip(done, key):
+                continue
+            result, _ = train(f"{seed}-{algorithm}", base(seed), algorithm=algorithm, **flags)
+            keep([key | {"kl_coef": result["kl_coef"], "point": "end"} | final_row(result)])
+
+
+def paths(done):
+    """PPO for several sizes of the reward model's data and several beta: where it is at each iteration."""
+    for seed in PATH_SEEDS:
+        for num_comparisons, kl_coef in PATHS:
+            key = {"experiment": "paths", "seed": seed, "algorithm": "ppo", "num_comparisons": num_comparisons}
+            key["kl_coef"] = kl_coef
+            if skip(done, key):
+                continue
+            name = f"{seed}-{num_comparisons}-{kl_coef}"
+            result, steps = train(name, base(seed, num_comparisons), kl_coef=kl_coef, iterations=60)
+            rows = [{name: float(step[name]) for name in ("kl", "gold", "score", "grammatical")} for step in steps]
+            rows = [key | {"point": i} | row for i, row in enumerate(rows)]
+            keep([*rows, key | {"point": "end"} | final_row(result)])
+
+
+@torch.no_grad()
+def selection(done):
+    """Without training: the best of n responses of the reference, and the optimal policies, by reweighting them."""
+    for seed in PATH_SEEDS:
+        for num_comparisons in sorted({n for n, _ in PATHS}):
+            key = {"experiment": "selection", "seed": seed, "num_comparisons": num_comparisons}
+            if skip(done, key):
+                continue
+            checkpoint = base(seed, num_comparisons)
+            args = rlhf.Args(**rlhf.load(checkpoint)["args"])
+            rlhf.setup(args)
+            agent = new_agent(args)
+            agent.load_state_dict(rlhf.load(checkpoint)["agent"])
+            score, gold = reference_samples(agent)
+            keep([key | row for row in [*best_of_n(score, gold), *frontier(score, gold)]])
+
+
+def reference_samples(agent):
+    """Scores and gold scores of responses of the reference, [prompts, SAMPLES] each."""
+    columns = []
+    for prompt in rlhf.ALL_PROMPTS:
+        obs = rlhf.encode([prompt] * SAMPLES)
+        act = rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS)
+        columns.append(torch.stack([agent.score(obs, act), agent.gold(obs, act)]))
+    return torch.stack(columns, 1).double()
+
+
+def best_of_n(score, gold):
+    """Means of the response with the highest score among n; its KL is log n - (n - 1) / n (Stiennon et al. 2020)."""
+    for n in (2**i for i in range(int(math.log2(score.shape[1])) + 1)):
+        best = score.view(len(score), -1, n).max(2)
+        chosen = gold.view(len(gold), -1, n).gather(2, best.indices[..., None])
+        kl = math.log(n) - (n - 1) / n
+        means = {"score": best.values.mean().item(), "gold": chosen.mean().item()}
+        yield {"algorithm": "best of n", "point": n, "kl": kl} | means
+
+
+def frontier(score, gold):
+    """Means of pi_ref exp(score / beta) / Z while at least 20 samples of a prompt count."""
+    for kl_coef in (3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2):
+        weight = (score / kl_coef).softmax(1)
+        if (1 / (weight**2).sum(1)).mean() < 20:
+            return
+        kl = (weight * (weight * score.shape[1]).clamp(min=1e-30).log()).sum(1).mean()
+        means = {"score": (weight * score).sum(1).mean().item(), "gold": (weight * gold).sum(1).mean().item()}
+        yield {"algorithm": "optimal", "point": "", "kl_coef": kl_coef, "kl": kl.item()} | means
+
+
+def skip(done, key):
+    """Whether a run has its row already, or is not asked for on the command line."""
+    known = any(all(row[name] == str(value) for name, value in key.items()) for row in done)
+    return known or not set(sys.argv[1:]) <= set(map(str, key.values()))
+
+
+# Tables and picture
+
+
+def print_table(rows):
+    """A row of Markdown for each algorithm: means over seeds, and the worst seed where a target is for each seed."""
+    print("| algorithm | seeds | gold | up, in sd (worst) | wins | KL | of the possible J | grammatical | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for algorithm in TABLE:
+        chosen = [row for row in rows if (row["experiment"], row["algorithm"]) == ("table", algorithm)]
+        if not chosen:
+            continue
+        x = {name: np.array([float(row[name]) for row in chosen]) for name in COLUMNS[6:] if chosen[0][name]}
+        up = (x["gold"] - x["gold_reference"]) / x["gold_std"]
+        gain = (x["J"] - x["J_reference"]) / (x["J_optimum"] - x["J_reference"])
+        cells = [algorithm, len(chosen), f"{x['gold_reference'].mean():.2f} -> {x['gold'].mean():.2f}"]
+        cells += [f"{up.mean():.2f} ({up.min():.2f})", f"{x['win_rate'].mean():.1%}", f"{x['kl'].mean():.1f}"]
+        cells += [f"{gain.mean():.0%}", f"{x['grammatical'].mean():.1%}", f"{x['seconds'].mean():.0f}"]
+        print("|", " | ".join(map(str, cells)), "|")
+
+
+def draw(rows):
+    """Score of the reward model and gold score of the judge against the square root of KL, as in Gao et al. (2023)."""
+    sizes = sorted({n for n, _ in PATHS})
+    figure, axes = plt.subplots(1, len(sizes), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axis, size in zip(axes, sizes):
+        here = [row for row in rows if row["num_comparisons"] == str(size) and row["point"] != "end"]
+        for kl_coef, color in zip((0.2, 0.05, 0.0), ("#0072b2", "#e69f00", "#d55e00")):
+            path = [row for row in here if row["experiment"] == "paths" and float(row["kl_coef"]) == kl_coef]
+            curve(axis, by_point(path), color, f"PPO, beta {kl_coef:g}")
+        selected = [row for row in here if row["experiment"] == "selection"]
+        curve(axis, by_point([r for r in selected if r["algorithm"] == "best of n"]), "#777777", "best of n")
+        curve(axis, by_point([r for r in selected if r["algorithm"] == "optimal"], "kl_coef"), "#000000", "optimal")
+        axis.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axis.set(title=f"{size:,} comparisons", xlabel="square root of KL to the reference (nats)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("score")
+    axes[0].legend(frameon=False, fontsize=8, title="dashed: reward model\nsolid: judge", title_fontsize=8)
+    figure.savefig(ROOT / "benchmarks/rlhf.svg", metadata={"Date": None})
+
+
+def by_point(rows, name="point"):
+    """Means over seeds of KL, score and gold at each point, [points, 3]; points that some seeds lack are left out."""
+    seeds, points = {row["seed"] for row in rows}, {}
+    for row in rows:
+        points.setdefault(float(row[name]), []).append([float(row[key]) for key in ("kl", "score", "gold")])
+    return np.array([np.mean(x, 0) for x in points.values() if len(x) == len(seeds)]).reshape(-1, 3)
+
+
+def curve(axis, points, color, label):
+    x = np.sqrt(points[:, 0].clip(0))
+    axis.plot(x, points[:, 1], "--", color=color, linewidth=1)
+    axis.plot(x, points[:, 2], "-", color=color, linewidth=1.6, label=label)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["plot"]:
+        print_table(known())
+        draw(known())
+    else:
+        for experiment in table, paths, selection:
+            experiment(known())
