@@ -14,7 +14,7 @@ otherwise the one with the largest Q. Two ideas make this work with a neural net
 - A target network. The right side comes from a copy of the network that changes slowly. Without it, each step toward
   the target moves the target as well, and the values can diverge.
 
-Without both it is, in essence, online Q-learning (Watkins 1989) with a network in place of a table: --num-envs 1
+Without both it is in essence online Q-learning, as in tabular.py, with a network in place of a table: --num-envs 1
 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1.
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n-step returns (Watkins 1989;

@@ -27,7 +27,7 @@ Shapes: B responses of up to T words to prompts of P words; K responses in a ran
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "torch>=2.4", "tqdm>=4.66", "tyro>=0.9"]
+# dependencies = ["numpy>=1.26", "torch>=2.6", "tqdm>=4.66", "tyro>=0.9"]
 # ///
 
 import csv
@@ -818,7 +818,7 @@ def check_limits(args):
         if isinstance(default, (str, bool)) or value is None:
             continue
         whole = isinstance(default, (int, tuple))
-        low, high = LIMITS.get(name, (1 if whole else 0, math.inf))
+        low, high = LIMITS.get(name, (int(whole), math.inf))
         if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
             limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")

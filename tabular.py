@@ -74,9 +74,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/tabular__<seed>__<time>
-    track: bool = False  # also log to Weights & Biases
-    wandb_project_name: str = "rl"  # Weights & Biases project
-    wandb_entity: str | None = None  # Weights & Biases team
+    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
 
 
 @dataclass
@@ -1138,7 +1136,7 @@ def apply_figure(args):
     if args.figure is None:
         return replace(args, runs=20 if args.runs is None else args.runs)
     for field in fields(Args)[1:]:
-        free = field.name in ("runs", "seed", "run_dir", "track", "wandb_project_name", "wandb_entity")
+        free = field.name in ("runs", "seed", "run_dir", "track")
         if not free and getattr(args, field.name) != field.default:
             raise InputError(f"--figure {args.figure}: cannot be combined with --{field.name.replace('_', '-')}")
     figure = FIGURES[args.figure]
@@ -1175,7 +1173,7 @@ def make_agent(text, **common):
     """
     name, _, rest = text.partition(":")
     if name not in AGENTS:
-        raise InputError(f"--agents {text}: the agents are {', '.join(AGENTS)}")
+        raise InputError(f"--agents {text}: unknown agent; use {', '.join(AGENTS)}")
     own_fields = fields(AGENTS[name])[len(fields(Agent)) :]
     defaults = {field.name: field.default for field in own_fields}
     try:
@@ -1185,8 +1183,8 @@ def make_agent(text, **common):
     except InputError as error:
         raise InputError(f"--agents {text}: {error}") from error
     except (ValueError, KeyError, OverflowError) as error:
-        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
-        raise InputError(f"--agents {text}: parameters and defaults of {name}: {known or 'none'}") from error
+        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items()) or "no parameters"
+        raise InputError(f"--agents {text}: invalid parameter; {name} takes {known}") from error
 
 
 def parse(text, default):
@@ -1197,7 +1195,7 @@ def parse(text, default):
     value = json.loads(text)
     if value is None and default is None:
         return None
-    types = [type(default)] if isinstance(default, int) else [int, float]  # bool is a subclass of int
+    types = [type(default)] if isinstance(default, int) else [int, float]  # a bool only takes a bool, an int an int
     if type(value) not in types or not math.isfinite(value):
         raise ValueError
     return value
@@ -1307,8 +1305,7 @@ def log_to_wandb(folder, args, results):
     """Log the curves of each agent."""
     import wandb
 
-    project = {"project": args.wandb_project_name, "entity": args.wandb_entity}
-    with wandb.init(**project, dir=folder, name=folder.name, config=asdict(args)) as run:
+    with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
         for t, x in enumerate(next(iter(results.values())).x):
             row = {x_label(args): x}
             for text, result in results.items():

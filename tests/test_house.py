@@ -17,6 +17,8 @@ README = (ROOT / "README.md").read_text()
 FOR_TESTS = {"hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"}  # scipy: benchmarks/plot.py
 FOR_OTHERS = {name: {"matplotlib", "psutil"} for name in SCRIPTS}  # what a script does not need, though others do
 FOR_OTHERS |= {"dqn": {"matplotlib"}, "bandit": {"moviepy", "psutil", "torch"}}
+FOR_OTHERS |= {"tabular": FOR_OTHERS["bandit"], "rlhf": {"gymnasium", "matplotlib", "moviepy", "psutil", "wandb"}}
+OTHERS = ["bandit", "tabular", "rlhf"]
 
 
 def versions(requirements):
@@ -35,7 +37,7 @@ def inline_dependencies(script):
     return ast.literal_eval(re.search(r"dependencies = (\[.*\])", block, re.DOTALL).group(1))
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
 def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines)
@@ -64,7 +66,7 @@ def test_the_pinned_requirements_support_the_oldest_python():
         pytest.skip(f"not the pinned versions: {', '.join(others)}")
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
 def test_inline_dependencies_cover_the_imports(name):
     tree = ast.parse((ROOT / f"{name}.py").read_text())
     imports = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
@@ -76,7 +78,7 @@ def test_inline_dependencies_cover_the_imports(name):
     assert foreign <= versions(inline_dependencies(ROOT / f"{name}.py")).keys()
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "bandit"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
 def test_flags_in_the_readme_exist(name):
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
     commands = re.findall(rf"^.*\b{name}\.py\b.*$", blocks, re.MULTILINE)

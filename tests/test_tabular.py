@@ -398,7 +398,7 @@ def plain_n_step_td(episodes, n, gamma, alpha, num_states):
 @pytest.mark.parametrize("n", [1, 2, 5, 30, 1_000])
 def test_n_step_td_agrees_with_a_plain_loop_over_one_run(n):
     world = tabular.Simulator(tabular.random_walk(5, -1.0), 4)
-    agent, history = recorded(f"n-step-sarsa:n={n},alpha=0.3", world)
+    _, history = recorded(f"n-step-sarsa:n={n},alpha=0.3", world)
     for run in range(4):
         episodes = episodes_of(history, run)
         steps = sum(map(len, episodes))
@@ -627,7 +627,7 @@ def test_value_iteration_without_a_finite_value_is_refused():
 
 def test_copies_share_their_random_numbers():
     world = tabular.Simulator(tabular.random_walk(19, -1.0), 6, copies=3)
-    agent, history = recorded("td:alpha=0.1", world, steps=300)
+    _, history = recorded("td:alpha=0.1", world, steps=300)
     for step in history:
         assert np.array_equal(step.state[:2], step.state[2:4]) and np.array_equal(step.state[:2], step.state[4:])
     assert any(step.state[0] != step.state[1] for step in history)
@@ -959,16 +959,16 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path):
         ("--figure 6.6 --gamma 0.9", "--figure 6.6: cannot be combined with --gamma"),
         ("--figure 6.6 --env-id Taxi-v4", "--figure 6.6: cannot be combined with --env-id"),
         ("--figure 6.7", "--figure"),
-        ("--agents nobody", "--agents nobody: the agents are value-iteration, policy-iteration, monte-carlo"),
+        ("--agents nobody", "--agents nobody: unknown agent; use value-iteration, policy-iteration, monte-carlo"),
         ("--agents sarsa:alpha=2", "--agents sarsa:alpha=2: alpha 2: must be between 0 and 1"),
         ("--agents n-step-sarsa:n=0", "--agents n-step-sarsa:n=0: n 0: must be at least 1"),
         (
             "--agents n-step-sarsa:n=1.5",
-            "--agents n-step-sarsa:n=1.5: parameters and defaults of n-step-sarsa: alpha=null",
+            "--agents n-step-sarsa:n=1.5: invalid parameter; n-step-sarsa takes alpha=null",
         ),
-        ("--agents q-learning:n=2", "--agents q-learning:n=2: parameters and defaults of q-learning: alpha=null"),
-        ("--agents value-iteration:alpha=1", "parameters and defaults of value-iteration: none"),
-        ("--agents monte-carlo:n=3", "parameters and defaults of monte-carlo: alpha=null"),
+        ("--agents q-learning:n=2", "--agents q-learning:n=2: invalid parameter; q-learning takes alpha=null"),
+        ("--agents value-iteration:alpha=1", "invalid parameter; value-iteration takes no parameters"),
+        ("--agents monte-carlo:n=3", "invalid parameter; monte-carlo takes alpha=null"),
         ("--agents batch-td", "--agents batch-td: is for prediction, where states have one action"),
         (
             "--agents value-iteration --env-id Blackjack-v1",
