@@ -253,7 +253,7 @@ def test_commands_for_the_benchmarks_have_files_and_flags():
 
 def test_commands_for_the_scripts_have_flags_of_theirs():
     commands = re.findall(r"python (\w+)\.py (--[^#;\n]*)", EVIDENCE)
-    assert {name for name, _ in commands} == {"ppo", "dqn"}
+    assert {name for name, _ in commands} == {"ppo", "dqn", "tabular"}
     for name, flags in commands:
         fields = importlib.import_module(name).Args.__dataclass_fields__
         assert {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", flags)} <= fields.keys()
