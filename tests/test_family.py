@@ -28,6 +28,18 @@ def test_what_two_scripts_both_define_is_the_same_text(one, other):
     assert [name for name in shared if ours[name] != theirs[name]] == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("bandit", "tabular", "InputError check mean_and_error make_agent parse results_folder write main"),
+        ("ppo", "rlhf", "gae minibatches check_limits load"),
+    ],
+)
+def test_the_scripts_that_stand_alone_borrow_these_texts(one, other, shared):
+    ours, theirs = (family.pieces((ROOT / f"{name}.py").read_text()) for name in (one, other))
+    assert [name for name in shared.split() if ours[name] != theirs[name]] == []
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_all_below_the_fold_is_the_same_text(name):
     text, expected = SOURCE[name], SOURCE["ppo"]
