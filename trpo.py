@@ -256,8 +256,8 @@ class Categorical:  # written out, like Gaussian, because torch.distributions ta
         self.params = params.log_softmax(-1)
 
     def sample(self):
-        gumbel = -torch.empty_like(self.params).exponential_().log()
-        return (self.params + gumbel).argmax(-1)  # Gumbel-max trick
+        noise = torch.empty_like(self.params).exponential_()
+        return (self.params - noise.log()).argmax(-1)  # Gumbel-max trick
 
     def mode(self):
         return self.params.argmax(-1)
