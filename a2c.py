@@ -147,7 +147,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -447,8 +447,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
-        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        # Join the other workers only now. Creating the optimizer imports a module that would keep an existing process
+        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -470,7 +470,7 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:

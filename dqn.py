@@ -19,10 +19,10 @@ Without both it is in essence online Q-learning, as in tabular.py, with a networ
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n-step returns (Watkins 1989;
 Hessel et al. 2018, arXiv:1710.02298), which often learn faster but are biased, because the actions within them are
-off-policy and not corrected for; a target network that moves a little after each gradient step (as in the paper:
+off-policy and not corrected for; a target network that moves a little after each gradient step (the paper's:
 --tau 1 --target-interval 10000); several environments; Adam with a decaying learning rate; gradient norm clipping;
 observations and rewards scaled by running statistics (the paper clips rewards to [-1, 1]); orthogonal initialization;
-bootstrapping at time limits. Left out of Rainbow: prioritized replay, dueling, distributional and noisy networks.
+bootstrapping at time limits. Only in Rainbow: prioritized replay, dueling, distributional and noisy networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
 """
@@ -59,7 +59,7 @@ CHECKPOINT = "dqn 2"  # script and version of the checkpoint format
 MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
-Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; next_obs: after up to n steps
+Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
 
 
 @dataclass
@@ -493,8 +493,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
-        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        # Join the other workers only now. Creating the optimizer imports a module that would keep an existing process
+        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -516,7 +516,7 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:

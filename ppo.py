@@ -12,7 +12,7 @@ log-probability, with one of the two limits. At r = 1 the gradients of both obje
 
 Not in the paper: advantages standardized in each minibatch, with 0.1 added to the standard deviation; observations
 and rewards scaled by running statistics and clipped at 10; orthogonal initialization; gradient norm clipping; tanh on
-the mean of bounded actions; bootstrapping at time limits. Left out: a shared network, clipping of the value loss.
+the mean of bounded actions; bootstrapping at time limits. Left out: a shared network; Baselines' value clipping.
 
 Shapes: T steps of N environments; B rows of a batch (B = T N) or of a minibatch; K action components.
 """
@@ -116,7 +116,7 @@ def adapt_beta(beta, kl, penalty_kl):
         beta = beta / 2
     if kl > penalty_kl * 1.5:
         beta = beta * 2
-    return min(max(beta, 1e-4), 1e4)  # limits not in the paper: doubling could not leave 0
+    return min(max(beta, 1e-4), 1e4)  # limits not in the paper; a beta of 0 would stay 0
 
 
 def minibatches(batch, epochs, num_minibatches):
@@ -206,7 +206,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -506,8 +506,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
-        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        # Join the other workers only now. Creating the optimizer imports a module that would keep an existing process
+        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -529,7 +529,7 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:

@@ -14,12 +14,12 @@ H^-1 g up to the boundary, x^T H x / 2 = delta. Conjugate gradient solves H x = 
 pass through the graph of the KL's gradient (Appendix C). Both approximations are local, so a backtracking line search
 shortens the step until the actual L improves and the actual KL is at most delta, or else leaves the policy unchanged.
 
-What changed from a2c.py: this step updates the policy, not Adam. Adam trains only the critic, for --value-epochs
+What changed from a2c.py: this step, not Adam, updates the policy. Adam trains only the critic, for --value-epochs
 gradient steps on the full batch. There is no entropy bonus.
 
 Not in the paper: a critic with generalized advantage estimation instead of sampled returns (Schulman et al. 2016); a
 delta that decays over the run; damping, a multiple of the identity added to H; advantages standardized in each batch;
-observations and rewards scaled by running statistics (the KL does not measure how these change) and clipped at 10;
+observations and rewards scaled by running statistics (whose drift the KL does not measure) and clipped at 10;
 orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits. Left out: vine sampling
 (Section 5.2), Fisher-vector products on a tenth of the batch.
 
@@ -236,7 +236,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -536,8 +536,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
-        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        # Join the other workers only now. Creating the optimizer imports a module that would keep an existing process
+        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -559,7 +559,7 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:

@@ -3,7 +3,7 @@
 Williams (1992), REINFORCE. Sutton et al. (2000), the policy gradient theorem. Schulman et al. (2016), generalized
 advantage estimation (GAE), arXiv:1506.02438; equation numbers refer to the last.
 
-The gradient of the expected return is estimated by E[sum_t psi_t grad log pi(a_t|s_t)] (Eq. 1). --form chooses psi_t:
+The gradient of the expected return has the form E[sum_t psi_t grad log pi(a_t|s_t)] (Eq. 1). --form chooses psi_t:
 
     total-return   the return of the whole episode
     reward-to-go   the return from step t on
@@ -20,13 +20,13 @@ With gamma < 1, total-return follows the gradient of the discounted return. The 
 would give late steps almost no weight. They are biased and not the gradient of any objective (Nota and Thomas 2020).
 
 Without a critic there is nothing to bootstrap from, so the first two forms use whole episodes: each rollout resets all
-environments and goes on after T steps until all episodes that started within them have ended, even by a time limit.
+environments and runs past T steps until every episode that started within them has ended or timed out.
 
 Not in the papers: psi standardized in each batch, with 0.1 added to the standard deviation (this subtracts a constant
 baseline in every form); Adam; gradient norm clipping; observations and rewards scaled by running statistics and clipped
 at 10; orthogonal initialization; tanh on the mean of bounded actions.
 
-Shapes: T steps of N environments; B rows of a batch, B = T N unless episodes are whole; K action components.
+Shapes: T steps of N environments; B rows of a batch; K action components.
 """
 
 # /// script
@@ -133,12 +133,12 @@ def psi(form, rew, val, next_val, terminated, done, gamma, lam):
 def started_before(num_steps, done):
     """Mask of the steps whose episode started before step num_steps of the rollout; done and result [T, N]."""
     ends = done.clone()
-    ends[: num_steps - 1] = False  # after the first end at the last of these steps or later, all episodes are new
+    ends[: num_steps - 1] = False  # only ends from step T - 1 on are followed by steps that do not count
     return (ends.cumsum(0) - ends.int()) == 0  # no such end before this step
 
 
 def collect_episodes(agent, envs, obs, args):
-    """A rollout of T steps, plus for the forms without a critic the rest of the episodes that started within them."""
+    """A rollout of T steps; without a critic, also the rest of the episodes that started within them."""
     rollout, obs = collect(agent, envs, obs, args.num_steps)
     if args.form not in WITHOUT_CRITIC:
         return rollout, obs
@@ -193,7 +193,7 @@ def train(args):
             columns = [x[rows] for x in (b_obs, b_act, psi_t, psi_t + val)]
             metrics = update(agent, optimizer, Batch(*columns), args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
-            run.report(b_rew, b_done & rows, metrics)  # later episodes are incomplete: not counted
+            run.report(b_rew, b_done & rows, metrics)  # without episodes begun after T steps
     return agent
 
 
@@ -206,7 +206,7 @@ WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and the last observations.
+    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -506,8 +506,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now that the optimizer exists: a module that it imports would otherwise hold the
-        # process group, whose threads would outlive destroy_process_group and sometimes abort the exit of Python.
+        # Join the other workers only now. Creating the optimizer imports a module that would keep an existing process
+        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -529,7 +529,7 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save if due; then, or if obs is None, reset all environments. Returns the observations to act on."""
+        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
