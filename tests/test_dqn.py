@@ -280,7 +280,7 @@ def test_q_of_a_small_process_is_that_of_value_iteration(tmp_path, double_q):
 
 def test_without_replay_and_target_network_it_is_online_q_learning(tmp_path, monkeypatch, spy):
     """The flags that the docstring names: each update uses the latest transition and the latest values."""
-    words = re.search(r"online Q-learning .*? table: (.*?)\.", dqn.__doc__, re.DOTALL).group(1).split()
+    words = re.search(r"online Q-learning.*? table: (.*?)\.", dqn.__doc__, re.DOTALL).group(1).split()
 
     def note(agent, optimizer, batch, args):
         assert torch.equal(agent.network[0].weight, agent.target[0].weight)
