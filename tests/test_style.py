@@ -1,7 +1,8 @@
 """The scripts are light: what a reader must hold in mind is measured, and bounded.
 
-The bounds are those of the design, but for tokens: it asks for 5,200, and larger numbers below only stop growth. Peers, in the same measures: a script of CleanRL
-has 1,400 to 2,500 tokens, 5 names of its own in the loop and a function with a branching of 24 to 28.
+The bounds are those of the design, but for tokens: it asks for 5,200, and the larger numbers below only stop growth.
+Peers, in the same measures: a script of CleanRL has 1,400 to 2,500 tokens, 5 names of its own in the loop and a
+function with a branching of 24 to 28.
 """
 
 import ast
