@@ -99,7 +99,7 @@ def groups(patterns, x="global_step"):
 
 
 def table(name, folder=HERE):
-    """Rows of results.csv, curves.csv or speed.csv."""
+    """Rows of results.csv or another table of this folder."""
     with open(folder / name, newline="") as file:
         return list(csv.DictReader(file))
 
@@ -120,12 +120,19 @@ def select(rows, **wanted):
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
+def by_round(rows, column="steps_per_second", **wanted):
+    """{round: number in a column} of the rows of speed.csv with these values."""
+    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return {int(row["round"]): float(row[column]) for row in found}
+
+
+def distinct(rows, column):
+    """The different values of a column, in the order of the rows."""
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
 def curves(rows, x="step"):
     return [(row["curve"][x], row["curve"]["return"]) for row in rows]
-
-
-def environments(rows):
-    return list(dict.fromkeys(row["env_id"] for row in rows))
 
 
 # Pictures
@@ -208,7 +215,7 @@ def picture_of_cartpole(rows, path):
 
 def picture_of_all(rows, path):
     """Return against steps, a panel for each environment; the legend takes the panel after the last."""
-    envs = environments(rows)
+    envs = distinct(rows, "env_id")
     height = len(envs) // 3 + 1
     figure, panels = plt.subplots(height, 3, figsize=(10, 2.4 * height), layout="constrained")
     for axes, env in zip(panels.flat, envs):
@@ -248,7 +255,11 @@ def picture_of_ablation(rows, path):
     save(figure, path)
 
 
-PICTURES = {"cartpole": picture_of_cartpole, "curves": picture_of_all, "dqn-ablation": picture_of_ablation}
+PICTURES = {
+    "cartpole": picture_of_cartpole,
+    "curves": picture_of_all,
+    "dqn-ablation": picture_of_ablation,
+}
 
 
 # Tables
@@ -280,7 +291,7 @@ def budgets(env_runs):
 def table_of_results(rows):
     """Mean over seeds and worst seed, rounded; a row for each environment, a column for each script."""
     lines = []
-    for env in environments(rows):
+    for env in distinct(rows, "env_id"):
         found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
         cells = [f"{np.mean(means(runs)):.0f} ({min(means(runs)):.0f})" if runs else "-" for runs in found.values()]
         seeds = max(map(len, found.values()))
@@ -301,7 +312,7 @@ def score(runs, most):
 def table_of_scores(rows):
     """The same with the worst episode and the steps of each script."""
     lines = []
-    for env in environments(rows):
+    for env in distinct(rows, "env_id"):
         found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
         most = max(map(len, found))
         lines.append([env, str(most), *(score(runs, most) for runs in found)])
@@ -311,7 +322,7 @@ def table_of_scores(rows):
 def table_of_thresholds(rows):
     """How many seeds end at or above the reward threshold that Gymnasium registers, where it registers one."""
     lines = []
-    for env in environments(rows):
+    for env in distinct(rows, "env_id"):
         threshold = gym.spec(env).reward_threshold
         if threshold is not None:
             found = [means(select(rows, script=name, env_id=env)) for name in SCRIPTS]
@@ -352,15 +363,49 @@ def table_of_ablation(rows):
     return markdown(["", "final evaluation, mean (worst seed)", "seeds below 475", "seconds of a run"], lines)
 
 
+PEERS = {"ours": "ours", "sb3": "Stable-Baselines3", "sbx": "SBX", "cleanrl": "CleanRL", "floor": "floor"}
+
+
+def middle(found):
+    """Median of {round: number}, as a cell."""
+    return f"{np.median(list(found.values())):,.0f}" if found else "-"
+
+
+def ratio(found, others):
+    """Median, least and greatest of the ratios over the rounds that both have, as a cell."""
+    ratios = [found[number] / others[number] for number in found if number in others]
+    return f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+
+
 def table_of_speed(rows):
-    """The rows of speed.csv."""
+    """Steps per second of each case and peer in speed.csv, medians over rounds."""
     lines = []
-    for row in rows:
-        ratio = f"{row['ratio']} ({row['ratio_least']} to {row['ratio_most']})"
-        speeds = [f"{int(row[name]):,}" for name in ("ours", "sb3")]
-        lines.append([row["case"], *speeds, ratio, row["time_over_floor"]])
-    head = ["", "ours, steps/s", "Stable-Baselines3, steps/s", "ratio, median (least to most)", "our time / floor"]
-    return markdown(head, lines)
+    for case in distinct(rows, "case"):
+        found = [by_round(rows, case=case, peer=peer) for peer in PEERS]
+        lines.append([case, str(len(found[0])), *map(middle, found)])
+    return markdown(["steps per second", "rounds", *PEERS.values()], lines)
+
+
+def table_of_ratios(rows):
+    """How many times as fast our scripts are, and how many times as long as the floor they take."""
+    lines = []
+    for case in distinct(rows, "case"):
+        ours, *others, floor = (by_round(rows, case=case, peer=peer) for peer in PEERS)
+        lines.append([case, *(ratio(ours, other) for other in others), ratio(floor, ours)])
+    _, *names, _ = PEERS.values()
+    return markdown(["", *(f"our speed / {name}" for name in names), "our time / floor"], lines)
+
+
+def table_of_waiting(rows):
+    """Seconds from the command to the result, and what the result was, for each script in solve.csv."""
+    lines = []
+    for script in distinct(rows, "script"):
+        runs = [row for row in rows if row["script"] == script]
+        seconds = [float(row["wall_seconds"]) for row in runs]
+        label = f"Stable-Baselines3 {script[4:]}" if script.startswith("sb3-") else f"{script}.py"
+        spread = f"{np.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        lines.append([label, str(len(runs)), spread, f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f})"])
+    return markdown(["", "seeds", "seconds, median (least to most)", "mean return (worst seed)"], lines)
 
 
 # The READMEs
@@ -393,6 +438,8 @@ def fill(text, rows):
         "solving": table_of_solving(rows),
         "ablation": table_of_ablation(rows),
         "speed": table_of_speed(table("speed.csv")),
+        "ratios": table_of_ratios(table("speed.csv")),
+        "waiting": table_of_waiting(table("solve.csv")),
     }
     for name, content in tables.items():
         start, end = f"<!-- {name}: python benchmarks/plot.py --readme -->", f"<!-- end of {name} -->"
