@@ -121,7 +121,7 @@ def select(rows, **wanted):
 
 
 def by_round(rows, column="steps_per_second", **wanted):
-    """{round: number in a column} of the rows of speed.csv with these values."""
+    """{round: number in a column} of the rows of speed.csv or scale.csv with these values."""
     found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return {int(row["round"]): float(row[column]) for row in found}
 
@@ -255,10 +255,27 @@ def picture_of_ablation(rows, path):
     save(figure, path)
 
 
+def picture_of_scale(_, path):
+    """Steps per second and peak memory of ppo.py against the number of environments, from scale.csv."""
+    rows = [row for row in table("scale.csv") if row["case"] == "environments"]
+    figure, panels = plt.subplots(1, 2, figsize=(8.5, 3), layout="constrained")
+    panels_of = {"steps_per_second": "steps per second", "peak_mib": "peak memory, MiB"}
+    for axes, (column, label) in zip(panels, panels_of.items()):
+        found = {int(n): by_round(rows, column, setting=n) for n in distinct(rows, "setting")}
+        runs = [(list(found), [found[n][number] for n in found]) for number in found[1]]
+        draw(axes, runs, "ppo.py", COLORS["ppo"], log=True, points=len(found), marker="o")
+        axes.set(xscale="log", ylim=(0, 1.1 * axes.dataLim.ymax), xlabel="environments", ylabel=label)
+        axes.set_xticks(list(found), [str(n) for n in found])
+        axes.set_xticks([], minor=True)
+    panels[0].yaxis.set_major_formatter(thousands)
+    save(figure, path)
+
+
 PICTURES = {
     "cartpole": picture_of_cartpole,
     "curves": picture_of_all,
     "dqn-ablation": picture_of_ablation,
+    "scale": picture_of_scale,
 }
 
 
@@ -408,6 +425,33 @@ def table_of_waiting(rows):
     return markdown(["", "seeds", "seconds, median (least to most)", "mean return (worst seed)"], lines)
 
 
+def table_of_environments(rows):
+    """Steps per second and memory of ppo.py for each number of environments in scale.csv, medians over rounds."""
+    rows = [row for row in rows if row["case"] == "environments"]
+    columns = "steps_per_second", "peak_mib"
+    lines = [[n, *(middle(by_round(rows, column, setting=n)) for column in columns)] for n in distinct(rows, "setting")]
+    return markdown(["environments", "steps per second", "peak memory, MiB"], lines)
+
+
+def table_of_processes(rows):
+    """Steps per second of ppo.py without and with --async-envs, in scale.csv."""
+    lines = []
+    for env in distinct([row for row in rows if row["setting"] == "async"], "case"):
+        sync, processes = (by_round(rows, case=env, setting=setting) for setting in ("sync", "async"))
+        lines.append([env, middle(sync), middle(processes), ratio(processes, sync)])
+    head = ["8 environments", "steps per second", "with --async-envs", "ratio, median (least to most)"]
+    return markdown(head, lines)
+
+
+def table_of_workers(rows):
+    """Steps per second of torchrun's workers in scale.csv; with efficiency 1, two are twice as fast as one."""
+    rows = [row for row in rows if row["case"] == "workers"]
+    speeds = {n: by_round(rows, setting=n) for n in distinct(rows, "setting")}
+    each = {n: {number: speed / int(n) for number, speed in found.items()} for n, found in speeds.items()}
+    lines = [[n, middle(speeds[n]), ratio(each[n], each["1"])] for n in speeds]
+    return markdown(["workers", "steps per second, all together", "efficiency, median (least to most)"], lines)
+
+
 # The READMEs
 
 
@@ -440,6 +484,9 @@ def fill(text, rows):
         "speed": table_of_speed(table("speed.csv")),
         "ratios": table_of_ratios(table("speed.csv")),
         "waiting": table_of_waiting(table("solve.csv")),
+        "environments": table_of_environments(table("scale.csv")),
+        "processes": table_of_processes(table("scale.csv")),
+        "workers": table_of_workers(table("scale.csv")),
     }
     for name, content in tables.items():
         start, end = f"<!-- {name}: python benchmarks/plot.py --readme -->", f"<!-- end of {name} -->"

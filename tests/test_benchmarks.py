@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 sys.path.append(str(ROOT / "benchmarks"))  # after the scripts: both have a rlhf.py
-plot, train, speed = map(importlib.import_module, ["plot", "train", "speed"])
+plot, train, speed, scale, slow = map(importlib.import_module, ["plot", "train", "speed", "scale", "slow"])
 ROWS = plot.results()
 README, EVIDENCE = (path.read_text() for path in plot.DOCUMENTS)
 PROSE = " ".join(EVIDENCE.split())  # without line breaks
@@ -405,10 +406,118 @@ def test_the_seconds_to_a_result_are_medians_over_seeds():
     assert cells(plot.table_of_waiting(rows)) == [["dqn.py", *both], ["Stable-Baselines3 dqn", *both]]
 
 
+# Scale
+
+
+def test_rollouts_have_the_same_size_whatever_the_number_of_environments():
+    cases = scale.CASES["environments"]
+    assert [int(n) for n in cases] == [flags["num_envs"] for flags in cases.values()] == [1, 4, 16, 64, 256]
+    ppo = importlib.import_module("ppo").Args()
+    for flags in cases.values():
+        assert flags["num_envs"] * flags["num_steps"] == 2_048 == ppo.num_envs * ppo.num_steps
+        assert "num_minibatches" not in flags
+
+
+def test_each_setting_is_a_valid_command_and_only_processes_differ():
+    ppo = importlib.import_module("ppo")
+    for case, settings in scale.CASES.items():
+        for setting, flags in settings.items():
+            args = ppo.Args(**flags)
+            ppo.check_batch(args)
+            assert args.total_timesteps % (4 * args.num_envs * args.num_steps) == 0, (case, setting)
+        if "async" in settings:
+            assert settings["async"] == settings["sync"] | {"async_envs": True}
+
+
+def test_workers_are_started_by_torchrun_and_take_separate_cores(monkeypatch):
+    argv = list(map(str, scale.argv_of("workers", "2")))
+    assert argv[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert [Path(part).name for part in argv[6:8]] == ["scale.py", "ppo.py"]
+    assert "torch.distributed.run" not in scale.argv_of("environments", "1")
+    taken = []
+    monkeypatch.setattr(scale, "cores", lambda: [2, 5, 7])
+    monkeypatch.setattr(scale, "use", taken.append)
+    monkeypatch.setattr(scale.runpy, "run_path", lambda path, run_name: taken.append((path, run_name)))
+    for rank in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setattr(sys, "argv", ["scale.py", "ppo.py", "--seed", "1"])
+        scale.worker()
+        assert sys.argv == ["ppo.py", "--seed", "1"]
+    assert taken == [[7], ("ppo.py", "__main__"), [5], ("ppo.py", "__main__")]
+
+
+def test_the_peak_memory_is_that_of_the_process(tmp_path):
+    code = "x = bytearray({} * 2**20); x[::4096] = b'1' * len(x[::4096])"
+    small, large = (scale.run([sys.executable, "-c", code.format(size)], tmp_path) for size in (1, 700))
+    assert 700 < large < 1_500
+    assert small < large - 100  # at least what this process had, which is the floor of what the system reports
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        scale.run([sys.executable, "-c", "1 / 0"], tmp_path)
+
+
+def test_the_slow_environment_waits_5_ms_in_each_step():
+    env = gym.make("slow:Slow-v0")
+    env.reset(seed=1)
+    start = time.perf_counter()
+    for _ in range(4):
+        env.step(0)
+    assert slow.SECONDS == 0.005
+    assert 0.02 < time.perf_counter() - start < 1
+
+
+def scale_rows(case, rounds, settings):
+    return [
+        {"case": case, "setting": setting, "round": str(number), "steps_per_second": str(value), "peak_mib": "250"}
+        for number, speeds in enumerate(rounds, 1)
+        for setting, value in zip(settings.split(), speeds)
+    ]
+
+
+def test_settings_take_turns_and_a_single_process_has_one_core(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "SCALES", tmp_path / "scale.csv")
+    (tmp_path / "scale.csv").write_text("case,setting,round,steps_per_second,peak_mib,commit,machine,versions\n")
+    monkeypatch.setattr(scale, "cores", lambda: [4])
+    monkeypatch.setattr(scale, "versions", lambda python, packages: "none")
+    monkeypatch.setattr(scale, "measure", lambda case, setting, allowed: (int(setting) * 100, 250))
+    scale.main(2, "workers")
+    rows = plot.table("scale.csv", tmp_path)
+    found = [(row["setting"], row["round"], row["steps_per_second"]) for row in rows]
+    assert found == [("1", "1", "100"), ("2", "1", "200"), ("1", "2", "100"), ("2", "2", "200")]
+    assert list(rows[0]) == list(plot.table("scale.csv")[0])  # the columns
+    assert capsys.readouterr() == (
+        "workers, 1: 100 steps/s\nworkers, 2: 200 steps/s\n",
+        "scale.py: 2 workers on 1 core\n",
+    )
+    monkeypatch.undo()
+    taken = []
+    monkeypatch.setattr(scale, "use", taken.append)
+    monkeypatch.setattr(scale, "run", lambda argv, folder: 250.4)
+    monkeypatch.setattr(scale, "read_points", lambda folder: [(25, 1.0), (100, 2.0)])
+    assert scale.measure("environments", "4", [2, 3]) == scale.measure("slow:Slow-v0", "async", [2, 3]) == (75, 250)
+    assert taken == [[3], [2, 3]]
+
+
+def test_the_efficiency_of_two_workers_is_their_speed_over_twice_the_speed_of_one():
+    rows = scale_rows("workers", [(1_000, 1_800), (1_000, 1_600), (2_000, 2_000)], "1 2")
+    one, two = cells(plot.table_of_workers(rows + scale_rows("environments", [(1, 2)], "1 2")))
+    assert one == ["1", "1,000", "1.00 (1.00 to 1.00)"]
+    assert two == ["2", "1,800", "0.80 (0.50 to 0.90)"]
+
+
+def test_the_other_tables_of_scale_are_medians_too():
+    rows = scale_rows("environments", [(10, 40), (30, 20), (20, 90)], "1 4")
+    rows += scale_rows("Ant-v5", [(100, 50), (100, 200), (100, 300)], "sync async")
+    assert cells(plot.table_of_environments(rows)) == [["1", "20", "250"], ["4", "40", "250"]]
+    assert cells(plot.table_of_processes(rows)) == [["Ant-v5", "100", "200", "2.00 (0.50 to 3.00)"]]
+
+
 def test_the_tables_of_measurements_have_all_cases():
-    found = {name: plot.table(f"{name}.csv") for name in ("speed", "solve")}
+    found = {name: plot.table(f"{name}.csv") for name in ("speed", "solve", "scale")}
     assert plot.distinct(found["speed"], "case") == list(speed.CASES)
     assert plot.distinct(found["solve"], "script") == speed.SOLVERS
+    for case, settings in scale.CASES.items():
+        rows = [row for row in found["scale"] if row["case"] == case]
+        assert plot.distinct(rows, "setting") == list(settings)
     for row in found["speed"]:
         assert row["peer"] in speed.peers_of(speed.CASES[row["case"]], plot.PEERS)
 
@@ -423,7 +532,7 @@ def test_the_tables_of_the_readmes_are_those_of_the_data(text):
 
 def test_each_table_stands_in_one_readme():
     markers = re.findall(r"<!-- (\w+): python benchmarks/plot.py --readme -->", README + EVIDENCE)
-    names = "ablation ratios results scores solving speed thresholds waiting"
+    names = "ablation environments processes ratios results scores solving speed thresholds waiting workers"
     assert sorted(markers) == names.split()
     assert all(f"<!-- end of {name} -->" in README + EVIDENCE for name in markers)
 
