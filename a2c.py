@@ -227,8 +227,8 @@ class RunningNorm(nn.Module):
             return
         var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
         if WORKERS > 1:
-            shift, second_moment = all_mean(torch.stack([shift, var + shift**2]))
-            var = second_moment - shift**2
+            own, shift = shift, all_mean(shift.clone())
+            var = all_mean(var + (shift - own) ** 2)
         self.count.add_(len(x))
         weight = len(x) / self.count.item()
         self.var.lerp_(var + (1 - weight) * shift**2, weight)
