@@ -303,7 +303,7 @@ def minibatches(batch, epochs, num_minibatches):
     for _ in range(epochs):
         rows = torch.randperm(len(batch.obs))
         columns = [column[rows].chunk(num_minibatches) for column in batch]
-        yield from (Batch(*parts) for parts in zip(*columns))
+        yield from map(Batch, *columns)
 
 
 def update(agent, optimizer, batch, args):

@@ -137,10 +137,7 @@ def started_before(num_steps, done):
 
 
 def collect_episodes(agent, envs, obs, args):
-    """A rollout of T steps; without a critic, also the rest of the episodes that started within them.
-
-    Returns what collect returns, and with the rollout a mask of the steps that count.
-    """
+    """Collect T steps; without a critic, also the rest of their episodes. A last column masks the steps that count."""
     rollout, obs = collect(agent, envs, obs, args.num_steps)
     if args.form in WITHOUT_CRITIC:
         parts, unfinished = [rollout], ~rollout[-1][-1]  # [N], from done at the last step
