@@ -55,7 +55,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "dqn 2"  # script and version of the checkpoint format
+CHECKPOINT = "dqn 3"  # script and version of the checkpoint format
 MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}

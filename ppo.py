@@ -44,7 +44,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "ppo 2"  # script and version of the checkpoint format
+CHECKPOINT = "ppo 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret old_params", defaults=[None])  # [B, ...]; ret: value targets

@@ -53,7 +53,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-CHECKPOINT = "trpo 2"  # script and version of the checkpoint format
+CHECKPOINT = "trpo 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 LIMITS["line_search_shrink"] = 0, 1
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; the step does not depend on their scale

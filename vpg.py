@@ -55,7 +55,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "vpg 2"  # script and version of the checkpoint format
+CHECKPOINT = "vpg 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of psi; large, so that small, noisy values stay small
 WITHOUT_CRITIC = "total-return", "reward-to-go"  # forms that need whole episodes
