@@ -69,6 +69,47 @@ def make_penalty(beta=1.0):
     return penalty
 
 
+class GradientDescent:
+    """Plain gradient descent with the step of the scripts' Adam; the gradient is clipped to max_grad_norm."""
+
+    def __init__(self, params, args):
+        self.params, self.max_grad_norm = list(params), args.max_grad_norm
+
+    def step(self, loss, lr):
+        grads = torch.autograd.grad(loss, self.params)  # fails if the loss does not depend on one of them
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        scale = min(1.0, self.max_grad_norm / (norm.item() + 1e-6))
+        with torch.no_grad():
+            for param, grad in zip(self.params, grads):
+                param -= lr * scale * grad
+        return norm
+
+
+def policy_params(agent):
+    """All parameters but those of the critic."""
+    return [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+
+
+def watch_steps(module, spy, monkeypatch):
+    """A list that gets for each step of Adam in update(): whether it moved the policy, and the critic, by a bit."""
+    agents, step, moved = spy(module, "update", note=lambda agent, *_: agent), module.Adam.step, []
+
+    def watched(optimizer, loss, lr):
+        parts = policy_params(agents[-1]), list(agents[-1].critic.parameters())
+        before = [vector(part) for part in parts]
+        norm = step(optimizer, loss, lr)
+        moved.append([not torch.equal(vector(part), start) for part, start in zip(parts, before)])
+        return norm
+
+    monkeypatch.setattr(module.Adam, "step", watched)
+    return moved
+
+
+def plain(mlp):
+    """The layers of an MLP with nn.Tanh between them, as torch itself strings them together."""
+    return torch.nn.Sequential(*[part for layer in mlp for part in (layer, torch.nn.Tanh())][:-1])
+
+
 def vector(params):
     return torch.nn.utils.parameters_to_vector(params).detach().clone()
 

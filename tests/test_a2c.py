@@ -8,22 +8,32 @@ import torch
 import a2c
 import ppo
 import vpg
-from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, make_penalty, vector
+from tests.helpers import (
+    ENVIRONMENTS,
+    GradientDescent,
+    column,
+    flags,
+    make_agent,
+    make_batch,
+    make_penalty,
+    policy_params,
+)
 
 
 def make(module, env_id="CartPole-v1", **flags):
     """Agent, optimizer and flags; gradients are not clipped."""
     agent, args = make_agent(module, env_id, **{"max_grad_norm": float("inf")} | flags)
-    return agent, torch.optim.SGD(agent.parameters(), 0.1), args
+    return agent, GradientDescent(agent.parameters(), args), args
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
     agent, optimizer, args = make(a2c, env_id, vf_coef=1.0)
     batch = make_batch(a2c, agent)
-    a2c.update(agent, optimizer, batch, args)
-    sibling, optimizer, args = make(vpg, env_id, value_epochs=1)
-    vpg.update(sibling, optimizer, vpg.Batch(batch.obs, batch.act, psi=batch.adv, ret=batch.ret), args)
+    a2c.update(agent, optimizer, batch, 0.1, args)
+    sibling, _, args = make(vpg, env_id, value_epochs=1)
+    optimizers = (GradientDescent(params, args) for params in (policy_params(sibling), sibling.critic.parameters()))
+    vpg.update(sibling, *optimizers, vpg.Batch(batch.obs, batch.act, psi=batch.adv, ret=batch.ret), 0.1, args)
     for ours, theirs in zip(agent.parameters(), sibling.parameters()):
         torch.testing.assert_close(ours, theirs)
 
@@ -33,11 +43,11 @@ def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
 def test_one_update_is_the_first_step_of_ppo(env_id, objective):
     agent, optimizer, args = make(a2c, env_id, ent_coef=0.01)
     batch = make_batch(a2c, agent)
-    a2c.update(agent, optimizer, batch, args)
+    a2c.update(agent, optimizer, batch, 0.1, args)
 
     passes = {"objective": objective, "update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.01}
     sibling, optimizer, args = make(ppo, env_id, **passes)
-    ppo.update(sibling, optimizer, make_penalty(), ppo.Batch(*batch), args)
+    ppo.update(sibling, optimizer, make_penalty(), ppo.Batch(*batch), 0.1, args)
     for ours, theirs in zip(agent.parameters(), sibling.parameters()):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
@@ -51,7 +61,7 @@ def test_loss_by_hand():
         agent.actor[-1].bias.copy_(torch.tensor([3.0, 1.0]).log())
     adv, ret = torch.tensor([1.0, 3.0]), torch.tensor([2.0, -2.0])
     batch = a2c.Batch(torch.zeros(2, 4), torch.tensor([[0], [1]]), adv, ret)
-    losses = a2c.update(agent, optimizer, batch, args)
+    losses = a2c.update(agent, optimizer, batch, 0.1, args)
     adv = 1 / (math.sqrt(2) + 0.1)  # standardized, the advantages are -adv and adv
     assert losses["policy_loss"] == pytest.approx(-(-adv * math.log(3 / 4) + adv * math.log(1 / 4)) / 2)
     assert losses["value_loss"] == (2**2 + 2**2) / 2
@@ -59,18 +69,21 @@ def test_loss_by_hand():
 
 
 def test_gradients_are_clipped_to_the_maximum_norm_and_reported_as_they_were():
-    agent, _, args = make(a2c, max_grad_norm=0.01)
-    before = vector(agent.parameters())
-    norm = a2c.update(agent, torch.optim.SGD(agent.parameters(), 1.0), make_batch(a2c, agent), args)["grad_norm"]
-    assert norm > 0.02
-    assert (vector(agent.parameters()) - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+    norms, lengths = [], []
+    for max_grad_norm in (float("inf"), 0.01):
+        agent, _, args = make(a2c, max_grad_norm=max_grad_norm)
+        optimizer = a2c.Adam(agent.parameters(), args)
+        norms.append(a2c.update(agent, optimizer, make_batch(a2c, agent), 0.1, args)["grad_norm"])
+        lengths.append(10 * optimizer.mean.norm().item())  # after one step, Adam's mean is a tenth of the gradient
+    assert norms[0] == norms[1] > 0.02
+    assert lengths == pytest.approx([norms[0], 0.01], rel=1e-3)
 
 
 def test_entropy_bonus_raises_entropy():
     agent, optimizer, args = make(a2c, "Pendulum-v1", ent_coef=1.0)
     batch = make_batch(a2c, agent)._replace(adv=torch.zeros(64))  # no action better than another
     before = agent.policy(batch.obs).entropy().mean()
-    a2c.update(agent, optimizer, batch, args)
+    a2c.update(agent, optimizer, batch, 0.1, args)
     assert agent.policy(batch.obs).entropy().mean() > before
 
 

@@ -18,7 +18,7 @@ from tests.helpers import generators, make_agent, metrics
 def make(**flags):
     """Agent, optimizer and flags."""
     agent, args = make_agent(dqn, **flags)
-    return agent, torch.optim.Adam(agent.network.parameters(), args.learning_rate), args
+    return agent, dqn.Adam(agent.parameters(), args), args
 
 
 def make_batch(size, obs=torch.randn, ret=1.0, terminated=False):
@@ -72,9 +72,9 @@ def test_an_update_asks_the_network_or_the_target_network_for_the_next_action(sp
     for name, outputs in constant.items():
         last = getattr(agent, name)[-1]
         torch.nn.init.zeros_(last.weight)
-        last.bias.data = torch.tensor(outputs)
+        last.bias.data.copy_(torch.tensor(outputs))
     chosen = spy(dqn, "td_target", note=lambda *args: args[-1])
-    dqn.td_step(agent, optimizer, make_batch(3), args)
+    dqn.td_step(agent, optimizer, make_batch(3), args.learning_rate, args)
     assert [act.tolist() for act in chosen] == [[best] * 3]
 
 
@@ -83,7 +83,7 @@ def test_only_the_value_of_the_action_taken_moves_and_no_gradient_reaches_the_ta
     before = [p.clone() for p in agent.target.parameters()]
     last = agent.network[-1]
     bias = last.bias.clone()
-    dqn.td_step(agent, optimizer, make_batch(5), args)
+    dqn.td_step(agent, optimizer, make_batch(5), args.learning_rate, args)
     assert all(p.grad is None for p in agent.target.parameters())
     assert all(torch.equal(p, q) for p, q in zip(before, agent.target.parameters()))
     assert last.bias[0] != bias[0]
@@ -94,14 +94,14 @@ def test_the_target_moves_a_little_each_time_or_becomes_a_copy_at_intervals():
     batch = make_batch(5)
     agent, optimizer, args = make(tau=0.25)
     start = agent.target[0].weight.clone()
-    dqn.td_step(agent, optimizer, batch, args)
+    dqn.td_step(agent, optimizer, batch, args.learning_rate, args)
     expected = start + 0.25 * (agent.network[0].weight - start)
     torch.testing.assert_close(agent.target[0].weight, expected)
 
     agent, optimizer, args = make(tau=1.0, target_interval=3)
     copies = []
     for _ in range(6):
-        dqn.td_step(agent, optimizer, batch, args)
+        dqn.td_step(agent, optimizer, batch, args.learning_rate, args)
         copies.append(torch.equal(agent.target[0].weight, agent.network[0].weight))
     assert copies == [False, False, True] * 2
 
@@ -112,7 +112,8 @@ def test_large_errors_pull_no_harder_than_an_error_of_one():
     for reward in (0.5, 1e3, 1e6):
         agent, optimizer, args = make()
         torch.nn.init.zeros_(agent.network[-1].weight)
-        _, _, grad_norm = dqn.td_step(agent, optimizer, make_batch(1, torch.zeros, reward, terminated=True), args)
+        batch = make_batch(1, torch.zeros, reward, terminated=True)
+        _, _, grad_norm = dqn.td_step(agent, optimizer, batch, args.learning_rate, args)
         norms.append(grad_norm.item())
     assert norms == pytest.approx([0.5, 1, 1])
 
@@ -121,8 +122,8 @@ def test_large_errors_pull_no_harder_than_an_error_of_one():
 
 
 def test_n_steps_by_hand():
-    rew = torch.tensor([[1.0, 2.0, 4.0]] * 3)
-    last = torch.tensor([[False, False, True], [False, True, False], [True, False, True]])
+    rew = np.array([[1.0, 2.0, 4.0]] * 3)
+    last = np.array([[False, False, True], [False, True, False], [True, False, True]])
     ret, steps = dqn.n_step_return(rew, last, 0.5)
     assert ret.tolist() == [1 + 2 / 2 + 4 / 4, 1 + 2 / 2, 1]
     assert steps.tolist() == [3, 2, 1]
@@ -183,13 +184,50 @@ def test_samples_stay_within_one_episode_and_say_where_it_ended(rng, num_envs, n
             assert end[i] == history[u][1][env]
 
 
+def filled_replay():
+    """11 steps of three environments, in a buffer of 5 steps each; every fourth step ends an episode."""
+    replay = make_replay(15, num_envs=3)
+    for t in range(11):
+        ids, end = np.arange(3 * t, 3 * t + 3)[None], np.full((1, 3), t % 4 == 3)
+        replay.add(*rollout(ids, ids % 10, end, end))
+    return replay
+
+
+def test_every_stored_step_can_begin_a_sample_which_goes_on_to_the_end_or_to_the_newest_step():
+    """Of steps 0 to 10, 6 to 10 are stored, and 7 is an end: samples of up to 3 steps are 6-7, 7, 8-10, 9-10, 10."""
+    allowed = set()
+    for env in range(3):
+        for steps in [(6, 7), (7,), (8, 9, 10), (9, 10), (10,)]:
+            ids = [3 * step + env for step in steps]
+            ret = sum(0.5**i * (number % 10) for i, number in enumerate(ids))
+            allowed.add((ids[0], ret, ids[-1] + 0.5, steps[-1] == 7, 0.5 ** len(ids)))
+    batch = sample(filled_replay(), 3_000, n=3, gamma=0.5)
+    columns = batch.obs, batch.ret, batch.next_obs, batch.terminated, batch.discount
+    assert set(zip(*(column.flatten().tolist() for column in columns))) == allowed
+
+
+def test_a_restored_buffer_returns_what_was_saved_and_goes_on_with_it():
+    replay, restored = filled_replay(), make_replay(15, num_envs=3)
+    restored.load_state_dict(replay.state_dict())
+    for _ in range(2):
+        batches = []
+        for buffer in (replay, restored):
+            torch.manual_seed(0)
+            batches.append(sample(buffer, 100, n=3))
+        assert [name for name, one, two in zip(dqn.Batch._fields, *batches) if not torch.equal(one, two)] == []
+        assert batches[0].obs.min() > 0
+        ids = np.arange(100, 106).reshape(2, 3)
+        for buffer in (replay, restored):
+            buffer.add(*rollout(ids, ids, ids < 0, ids < 0))
+
+
 def test_images_are_kept_as_bytes():
     replay = make_replay(6, 2, spaces.Box(0, 255, (3, 40, 36), np.uint8))
     image = torch.randint(256, (1, 2, 3, 40, 36), dtype=torch.uint8)
     zero = torch.zeros(1, 2)
     replay.add(image, zero.long(), zero, image, zero.bool(), zero.bool())
     assert replay.obs.dtype == replay.next_obs.dtype == torch.uint8
-    assert torch.equal(replay.obs[:1], image)
+    assert torch.equal(replay.obs[:2], image[0])
     assert sample(replay, 5, n=3).obs.dtype == torch.uint8
 
 
@@ -241,7 +279,7 @@ def test_no_return_continues_over_a_checkpoint_which_resets_the_environments(tmp
     flags = {"total_timesteps": 256, "checkpoint_every": 128, "learning_starts": 64, "gradient_steps": 1}
     train(tmp_path, env_id="ProbeTimeLimit-v0", **flags)
     for env in range(8):
-        assert (buffers[0].done[:32, env].nonzero().flatten() + 1).tolist() == [10, 16, 26]
+        assert (buffers[0].done[env : 8 * 32 : 8].nonzero().flatten() + 1).tolist() == [10, 16, 26]
 
 
 class Corridor(gym.Env):
@@ -282,7 +320,7 @@ def test_without_replay_and_target_network_it_is_online_q_learning(tmp_path, mon
     """The flags that the docstring names: each update uses the latest transition and the latest values."""
     words = re.search(r"online Q-learning.*? table: (.*?)\.", dqn.__doc__, re.DOTALL).group(1).split()
 
-    def note(agent, optimizer, batch, args):
+    def note(agent, optimizer, batch, lr, args):
         assert torch.equal(agent.network[0].weight, agent.target[0].weight)
         return agent.updates.item() + 1, batch.obs.clone()
 

@@ -85,7 +85,7 @@ def test_episodes_are_counted_as_they_end(tmp_path):
 
 
 def test_the_action_learned_from_is_the_one_sampled_not_the_one_clipped_for_the_environment(tmp_path, spy):
-    acts = spy(ppo, "update", note=lambda agent, optimizer, penalty, batch, args: batch.act)
+    acts = spy(ppo, "update", note=lambda agent, optimizer, penalty, batch, lr, args: batch.act)
     train(tmp_path, env_id="Pendulum-v1")
     assert torch.cat(acts).abs().max() > 1  # the environment's actions end at 1
 
@@ -102,7 +102,7 @@ def test_tracking_works_offline_and_without_an_account(tmp_path):
 def test_the_learning_rate_falls_linearly_to_0_or_stays(tmp_path, spy, name, anneal_lr):
     """10 rollouts, so the last one learns at a tenth of the initial rate."""
     module = importlib.import_module(name)
-    rates = spy(module, "gradient_step", note=lambda optimizer, *_: optimizer.param_groups[0]["lr"])
+    rates = spy(module.Adam, "step", note=lambda optimizer, loss, lr: lr)
     flags = {"learning_starts": 1} if name == "dqn" else {}
     train(tmp_path, name, learning_rate=0.01, anneal_lr=anneal_lr, **flags)
     rates = list(dict.fromkeys(rates))  # one of each rollout

@@ -4,6 +4,8 @@ test_family.py makes sure that the text is the same in each of them, so that ppo
 """
 
 import math
+import threading
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import ppo
-from tests.helpers import ENVIRONMENTS, column, flags, generators, make_agent
+from tests.helpers import ENVIRONMENTS, column, flags, generators, make_agent, plain, vector
 
 # Advantages
 
@@ -153,6 +156,53 @@ def test_running_statistics_are_those_of_all_data_at_once(rng, sizes, mean, std)
     torch.testing.assert_close(norm.var, data.var(0, correction=0), rtol=1e-2, atol=1e-3)
 
 
+PARTS = 1, 7, 400, 3, 2_000, 50, 20  # samples of each update
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (1e4, 1), (-1e4, 100)])
+def test_running_statistics_are_exact_far_from_0_too(mean, std):
+    """Up to the resolution of float32, which is 0.001 at a mean of 10,000."""
+    norm, rng = ppo.RunningNorm((3,)), np.random.default_rng(0)
+    data = rng.normal(mean, std, (sum(PARTS), 3)).astype(np.float32)
+    for part in torch.as_tensor(data).split(PARTS):
+        norm.update(part)
+    data = data.astype(float)
+    np.testing.assert_allclose(norm.mean, data.mean(0), atol=0.002 if mean else 1e-6, rtol=0)
+    np.testing.assert_allclose(norm.var, data.var(0), rtol=1e-4)
+    np.testing.assert_allclose(norm.std, data.std(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+def test_running_statistics_of_two_workers_are_those_of_all_their_data(monkeypatch, mean):
+    """The workers are threads here; one has larger numbers than the other."""
+    barrier, parts = threading.Barrier(2, timeout=60), {}
+
+    def all_mean(x):
+        parts[threading.current_thread()] = x.clone()
+        barrier.wait()
+        total = sum(parts[thread] for thread in threads)
+        barrier.wait()
+        return x.copy_(total / 2)
+
+    def work(norm, data):
+        for part in torch.as_tensor(data).split(100):
+            norm.update(part)
+
+    monkeypatch.setattr(ppo, "WORKERS", 2)
+    monkeypatch.setattr(ppo, "all_mean", all_mean)
+    rng, norms = np.random.default_rng(0), [ppo.RunningNorm((3,)) for _ in range(2)]
+    data = [rng.normal(mean + shift, 1, (500, 3)).astype(np.float32) for shift in (0, 2)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(norms, data)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    data = np.concatenate(data).astype(float)
+    for norm in norms:
+        np.testing.assert_allclose(norm.mean, data.mean(0), atol=0.002 if mean else 1e-6, rtol=0)
+        np.testing.assert_allclose(norm.var, data.var(0), rtol=1e-3)
+
+
 def test_normalized_observations_have_mean_0_and_variance_1_and_stay_within_10():
     norm = ppo.RunningNorm((2,))
     data = torch.randn(1000, 2) * torch.tensor([5.0, 0.1]) + torch.tensor([100.0, -1.0])
@@ -196,6 +246,118 @@ def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions()
     flat = agent.value(images.flatten(0, 1))
     torch.testing.assert_close(agent.value(images), flat.view(2, 3))
     assert agent.policy(images).params.shape == (2, 3, 1, 2)
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 5)])
+def test_an_mlp_computes_what_its_layers_do_with_tanh_between_them(hidden_sizes):
+    obs, mlp = torch.randn(4, 6, 3), ppo.network((3,), hidden_sizes, 2, 1.0)
+    expected = plain(mlp)(obs)
+    torch.testing.assert_close(mlp(obs), expected)
+
+    copy = deepcopy(mlp)
+    with torch.no_grad():
+        for param in mlp.parameters():
+            param.add_(1)
+    torch.testing.assert_close(copy(obs), expected)  # a copy has parameters of its own
+    torch.testing.assert_close(mlp(obs), plain(mlp)(obs))
+    assert not torch.equal(mlp(obs), expected)
+
+    mlp.load_state_dict(copy.state_dict())
+    assert torch.equal(mlp(obs), copy(obs))
+
+
+# The optimizer
+
+
+def parabolas(params):
+    """A loss whose gradient is much larger for some parameters than for others, and 0 for one number of each."""
+    total = 0
+    for i, param in enumerate(params):
+        weight = torch.ones_like(param).flatten()
+        weight[0] = 0
+        total = total + 10.0 ** (1 - 2 * i) * (weight * (param.flatten() - i) ** 2).sum()
+    return total
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.5, 50.0, float("inf")])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-10)])
+def test_adam_takes_the_steps_of_torch_with_clipped_gradients(dtype, tolerance, max_grad_norm):
+    """The norm falls from above 200 to below 50: 0.5 clips all gradients, 50 the first ones."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(3 * torch.randn(shape, dtype=dtype)) for shape in [(2, 3, 2, 2), (4, 5), (3,), (2,)]]
+    theirs, norms = deepcopy(ours), []
+    adam, reference = ppo.Adam(ours, ppo.Args(max_grad_norm=max_grad_norm)), torch.optim.Adam(theirs, eps=1e-5)
+    for i in range(30):
+        lr = 0.3 * (1 - i / 60)
+        norms.append(adam.step(parabolas(ours), lr).item())
+        reference.param_groups[0]["lr"] = lr
+        reference.zero_grad()
+        parabolas(theirs).backward()
+        expected = nn.utils.clip_grad_norm_(theirs, max_grad_norm)
+        reference.step()
+        assert norms[-1] == pytest.approx(expected.item(), rel=10 * tolerance)
+        for one, two in zip(ours, theirs):
+            torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+    assert norms[0] > 200
+    assert norms[-1] < 50
+
+
+def make_optimizer():
+    agent, args = make_agent(ppo)
+    return agent, ppo.Adam(agent.parameters(), args)
+
+
+def loss_of(agent):
+    obs = torch.linspace(-1, 1, 32).view(8, 4)
+    return (agent.value(obs) - 1).square().mean() + agent.policy(obs).params.square().mean()
+
+
+def test_adam_goes_on_from_its_state_to_the_bit():
+    agent, optimizer = make_optimizer()
+    for _ in range(3):
+        optimizer.step(loss_of(agent), 0.01)
+    other, restored = make_optimizer()
+    other.load_state_dict(agent.state_dict())
+    restored.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        assert torch.equal(optimizer.step(loss_of(agent), 0.01), restored.step(loss_of(other), 0.01))
+        assert torch.equal(vector(agent.parameters()), vector(other.parameters()))
+
+
+def test_the_parameters_are_views_of_one_vector_and_stay_so():
+    """What is written to the vector is in the parameters, at first, after steps and after loading."""
+    agent, optimizer = make_optimizer()
+    other, _ = make_agent(ppo)
+
+    def write():
+        with torch.no_grad():
+            optimizer.vector.copy_(torch.randn_like(optimizer.vector))
+        assert torch.equal(vector(agent.parameters()), optimizer.vector)
+
+    write()
+    optimizer.step(loss_of(agent), 0.01)
+    assert torch.equal(vector(agent.parameters()), optimizer.vector)
+    write()
+    agent.load_state_dict(other.state_dict())
+    assert torch.equal(vector(other.parameters()), optimizer.vector)
+    write()
+    before = optimizer.vector.clone()
+    optimizer.step(loss_of(agent), 0.01)
+    assert not torch.equal(vector(agent.parameters()), before)
+
+
+def test_parameters_without_a_gradient_are_left_alone():
+    fixed, free = nn.Parameter(torch.ones(3), requires_grad=False), nn.Parameter(torch.ones(3))
+    address, optimizer = fixed.data_ptr(), ppo.Adam([fixed, free], ppo.Args())
+    optimizer.step((fixed * free).sum(), 0.1)
+    assert fixed.tolist() == [1, 1, 1]
+    assert fixed.grad is None
+    assert fixed.data_ptr() == address
+    assert free.tolist() == pytest.approx([0.9] * 3, abs=1e-3)
+    assert len(optimizer.vector) == len(free)
+
+
+# Acting
 
 
 def test_evaluation_takes_the_most_likely_action():

@@ -1,5 +1,7 @@
 """The mathematics of trpo.py, against explicit matrices, closed forms and numbers that can be checked by hand."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trpo
-from tests.helpers import ENVIRONMENTS, make_agent, make_batch, vector
+from tests.helpers import ENVIRONMENTS, make_agent, make_batch, plain, policy_params, vector, watch_steps
 
 
 def make(env_id="CartPole-v1", **flags):
@@ -15,11 +17,7 @@ def make(env_id="CartPole-v1", **flags):
     agent, args = make_agent(trpo, env_id, hidden_sizes=(4,), **flags)
     with torch.no_grad():
         agent.actor[-1].weight.mul_(50)
-    return agent, torch.optim.Adam(agent.critic.parameters(), 1e-3), make_batch(trpo, agent), args
-
-
-def policy_params(agent):
-    return [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    return agent, trpo.Adam(agent.critic.parameters(), args), make_batch(trpo, agent), args
 
 
 def gradient_of_kl(agent, pi, params):
@@ -50,6 +48,8 @@ def test_the_gradient_of_the_surrogate_is_the_policy_gradient(env_id):
 
 def explicit_hessian(agent, obs):
     """Second derivatives of the mean KL(old || new) in all parameters of the policy, as a matrix."""
+    agent = deepcopy(agent)
+    agent.actor = plain(agent.actor)  # functional_call cannot exchange the parameters that an MLP has at hand
     names = [name for name, _ in agent.named_parameters() if not name.startswith("critic")]
     params, old_pi = policy_params(agent), agent.distribution(agent.policy(obs).params.detach())
 
@@ -173,7 +173,7 @@ def test_an_accepted_step_improves_the_surrogate_and_stays_in_the_trust_region(e
     agent, optimizer, batch, args = make(env_id, max_kl=max_kl)
     obs, act, adv, *_ = batch
     old_pi = agent.distribution(agent.policy(obs).params.detach())
-    metrics = trpo.update(agent, optimizer, batch, args.max_kl, args)
+    metrics = trpo.update(agent, optimizer, batch, 1e-3, args.max_kl, args)
     assert 0 < metrics["step_fraction"] <= 1
     kl = old_pi.kl(agent.policy(obs)).mean().item()
     assert max_kl / 10 < kl <= max_kl
@@ -185,7 +185,7 @@ def test_an_accepted_step_improves_the_surrogate_and_stays_in_the_trust_region(e
 def test_when_no_step_is_accepted_the_policy_stays_to_the_bit_and_the_values_are_still_fitted():
     agent, optimizer, batch, args = make("Pendulum-v1", max_kl=100, line_search_steps=1)  # far too long a step
     policy, values = vector(policy_params(agent)), vector(agent.critic.parameters())
-    metrics = trpo.update(agent, optimizer, batch, args.max_kl, args)
+    metrics = trpo.update(agent, optimizer, batch, 1e-3, args.max_kl, args)
     assert metrics["step_fraction"] == 0
     assert torch.equal(vector(policy_params(agent)), policy)
     assert not torch.equal(vector(agent.critic.parameters()), values)
@@ -196,22 +196,28 @@ def test_equal_or_undefined_advantages_leave_the_policy_alone(value):
     agent, optimizer, batch, args = make()
     batch = batch._replace(adv=torch.full((64,), value))
     policy = vector(policy_params(agent))
-    assert trpo.update(agent, optimizer, batch, args.max_kl, args)["step_fraction"] == 0
+    assert trpo.update(agent, optimizer, batch, 1e-3, args.max_kl, args)["step_fraction"] == 0
     assert torch.equal(vector(policy_params(agent)), policy)
 
 
-def test_the_optimizer_fits_the_values_alone():
+def test_the_optimizer_fits_the_values_alone(tmp_path, spy, monkeypatch):
     agent, optimizer, batch, args = make(value_epochs=50)
     before = ((agent.value(batch.obs) - batch.ret) ** 2).mean()
-    trpo.update(agent, optimizer, batch, args.max_kl, args)
+    trpo.update(agent, optimizer, batch, 1e-3, args.max_kl, args)
     assert ((agent.value(batch.obs) - batch.ret) ** 2).mean() < before
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in agent.critic.parameters()}
+
+    sizes = spy(trpo.Adam, "step", note=lambda optimizer, loss, lr: len(optimizer.vector))
+    moved = watch_steps(trpo, spy, monkeypatch)
+    flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 128, "eval_episodes": 1}
+    agent = trpo.train(trpo.Args(env_id="Pendulum-v1", value_epochs=3, run_dir=str(tmp_path), **flags))
+    assert set(sizes) == {len(vector(agent.critic.parameters()))}
+    assert moved == [[False, True]] * 3 * 2  # [policy, critic], in two rollouts
 
 
 @pytest.mark.parametrize(("anneal_kl", "radii"), [(True, [0.02, 0.015, 0.01, 0.005]), (False, [0.02] * 4)])
 def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, spy, anneal_kl, radii):
     """Over 4 rollouts of 64 steps."""
-    seen = spy(trpo, "update", note=lambda agent, optimizer, batch, max_kl, args: max_kl)
+    seen = spy(trpo, "update", note=lambda agent, optimizer, batch, lr, max_kl, args: max_kl)
     flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}
     trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **flags))
     assert seen == pytest.approx(radii)

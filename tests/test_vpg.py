@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vpg
-from tests.helpers import SHORT, column, flags, make_agent
+from tests.helpers import SHORT, GradientDescent, column, flags, make_agent, policy_params, watch_steps
 
 FORMS = "total-return", "reward-to-go", "baseline", "gae"
 
@@ -172,7 +172,7 @@ ENDLESS = {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
 
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, spy, form):
-    rollouts, batches = spy(vpg, "psi", note=lambda *args: args[5]), spy(vpg, "update", note=lambda *args: args[2])
+    rollouts, batches = spy(vpg, "psi", note=lambda *args: args[5]), spy(vpg, "update", note=lambda *args: args[3])
     vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW))
     assert len(rollouts) > 1
     for done, batch in zip(rollouts, batches):
@@ -215,41 +215,52 @@ def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
 
 
 def make(**more):
-    """Agent, optimizer, batch, flags. The psi have mean 0 and standard deviation 0.9, which update leaves alone."""
+    """Agent, optimizers, batch, flags. The psi have mean 0 and standard deviation 0.9, which update leaves alone."""
     agent, args = make_agent(vpg, **more)
     psi = torch.randn(64)
     psi = 0.9 * (psi - psi.mean()) / psi.std()
     batch = vpg.Batch(torch.randn(64, 4), torch.randint(2, (64, 1)), psi, torch.randn(64))
-    return agent, torch.optim.SGD(agent.parameters(), 0.1), batch, args
+    optimizers = [GradientDescent(params, args) for params in (policy_params(agent), agent.critic.parameters())]
+    return agent, optimizers, batch, args
 
 
 def test_the_policy_takes_one_step_along_the_weighted_score():
-    agent, optimizer, batch, args = make(max_grad_norm=float("inf"))
+    agent, optimizers, batch, args = make(max_grad_norm=float("inf"))
     before = [p.clone() for p in agent.actor.parameters()]
     objective = (agent.policy(batch.obs).log_prob(batch.act) * batch.psi).mean()
     gradient = torch.autograd.grad(objective, list(agent.actor.parameters()))
-    vpg.update(agent, optimizer, batch, args)
+    vpg.update(agent, *optimizers, batch, 0.1, args)
     for p, start, g in zip(agent.actor.parameters(), before, gradient):
         torch.testing.assert_close(p, start + 0.1 * g)
 
 
 def test_the_values_take_several_steps_towards_the_returns():
-    agent, optimizer, batch, args = make(value_epochs=3, max_grad_norm=float("inf"))
+    agent, optimizers, batch, args = make(value_epochs=3, max_grad_norm=float("inf"))
     reference = make()[0].critic
     for _ in range(3):
         loss = ((reference(batch.obs).squeeze(-1) - batch.ret) ** 2).mean()
         for p, g in zip(reference.parameters(), torch.autograd.grad(loss, list(reference.parameters()))):
             p.data -= 0.1 * g
-    vpg.update(agent, optimizer, batch, args)
+    vpg.update(agent, *optimizers, batch, 0.1, args)
     for ours, theirs in zip(agent.critic.parameters(), reference.parameters()):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_the_step_of_the_policy_moves_no_value_and_the_steps_of_the_values_move_no_action(
+    tmp_path, spy, monkeypatch, env_id
+):
+    """In two rollouts of one step on the policy and three on the values, in what order they are taken."""
+    moved = watch_steps(vpg, spy, monkeypatch)
+    vpg.train(vpg.Args(env_id=env_id, value_epochs=3, run_dir=str(tmp_path), **FEW | {"total_timesteps": 120}))
+    assert moved == ([[True, False]] + [[False, True]] * 3) * 2  # [policy, critic]
 
 
 def test_a_constant_added_to_all_weights_changes_nothing():
     agents = []
     for constant in (0.0, 5.0):
-        agent, optimizer, batch, args = make()
-        vpg.update(agent, optimizer, batch._replace(psi=batch.psi + constant), args)
+        agent, optimizers, batch, args = make()
+        vpg.update(agent, *optimizers, batch._replace(psi=batch.psi + constant), 0.1, args)
         agents.append(agent)
     for one, two in zip(*(agent.parameters() for agent in agents)):
         torch.testing.assert_close(one, two)
@@ -257,8 +268,8 @@ def test_a_constant_added_to_all_weights_changes_nothing():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_without_a_critic_fit_none(form):
-    agent, optimizer, batch, args = make(form=form)
+    agent, optimizers, batch, args = make(form=form)
     before = [p.clone() for p in agent.critic.parameters()]
-    vpg.update(agent, optimizer, batch, args)
+    vpg.update(agent, *optimizers, batch, 0.1, args)
     untouched = all(torch.equal(p, start) for p, start in zip(agent.critic.parameters(), before))
     assert untouched == (form in vpg.WITHOUT_CRITIC)
