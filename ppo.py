@@ -58,7 +58,7 @@ class Args:
     num_steps: int = 128  # T, steps of each environment per rollout
     update_epochs: int = 8  # passes over each rollout
     num_minibatches: int = 8  # minibatches per pass, one gradient step each
-    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
+    gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip gradients to this norm

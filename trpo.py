@@ -68,7 +68,7 @@ class Args:
     line_search_steps: int = 10  # step lengths to try
     line_search_shrink: float = 0.8  # ratio of one step length to the one before
     num_steps: int = 128  # T, steps of each environment per rollout
-    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
+    gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
     value_epochs: int = 40  # gradient steps on the value loss per rollout, each on the full batch
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0

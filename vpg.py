@@ -66,7 +66,7 @@ Batch = namedtuple("Batch", "obs act psi ret")  # [B, ...]; ret: value targets
 class Args:
     form: Literal["total-return", "reward-to-go", "baseline", "gae"] = "gae"  # psi, the weight of grad log pi
     num_steps: int = 32  # T, steps of each environment per rollout
-    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
+    gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
     value_epochs: int = 10  # gradient steps on the value loss per rollout, each on the full batch
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
@@ -74,9 +74,9 @@ class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
-    num_envs: int = 16  # N, environments per worker
-    gamma: float = 0.99  # discount factor
-    learning_rate: float = 5e-3  # Adam's initial step size
+    num_envs: int = 8  # N, environments per worker
+    gamma: float = 0.995  # discount factor
+    learning_rate: float = 3e-3  # Adam's initial step size
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 from matplotlib import patheffects
 from scipy import stats
+from train import FIRST_SEED, TASKS  # beside this file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -105,13 +106,29 @@ def table(name, folder=HERE):
 
 
 def results(folder=HERE):
-    """Rows of results.csv, each with its curve: {"step": [points], "seconds": [points], "return": [points]}."""
+    """Rows of results.csv, each with its curve: {"step": [points], "seconds": [points], "return": [points]}.
+
+    Runs on seeds below FIRST_SEED are those of the first version; they count where there are no others.
+    """
     curves = {row.pop("command"): row for row in table("curves.csv", folder)}
     rows = table("results.csv", folder)
+    fresh = {(row["script"], row["env_id"], row["variant"]) for row in rows if not is_old(row)}
+    rows = [row for row in rows if not is_old(row) or (row["script"], row["env_id"], row["variant"]) not in fresh]
+    order = [env for env, *_ in TASKS]
+    rows.sort(key=lambda row: (order.index(row["env_id"]), int(row["seed"])))
     for row in rows:
         curve = curves[row["command"]]
         row["curve"] = {name: np.array(cell.split(), float) for name, cell in curve.items()}
     return rows
+
+
+def is_old(row):
+    return int(row["seed"]) < FIRST_SEED
+
+
+def star(runs):
+    """Marks a number that comes from the first version."""
+    return "*" if runs and is_old(runs[0]) else ""
 
 
 def select(rows, **wanted):
@@ -310,7 +327,7 @@ def table_of_results(rows):
     lines = []
     for env in distinct(rows, "env_id"):
         found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
-        cells = [f"{np.mean(means(runs)):.0f} ({min(means(runs)):.0f})" if runs else "-" for runs in found.values()]
+        cells = [f"{np.mean(means(x)):.0f} ({min(means(x)):.0f}){star(x)}" if x else "-" for x in found.values()]
         seeds = max(map(len, found.values()))
         lines.append([env, str(seeds), *cells, budgets(found)])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)
@@ -323,7 +340,7 @@ def score(runs, most):
     worst = min(float(row["worst_episode"]) for row in runs)
     fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if len(runs) < most else ""
     values = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}; {worst:.0f})"
-    return f"{values}, {budget(runs)}{fewer}"
+    return f"{values}, {budget(runs)}{fewer}{star(runs)}"
 
 
 def table_of_scores(rows):
@@ -342,14 +359,14 @@ def table_of_thresholds(rows):
     for env in distinct(rows, "env_id"):
         threshold = gym.spec(env).reward_threshold
         if threshold is not None:
-            found = [means(select(rows, script=name, env_id=env)) for name in SCRIPTS]
-            cells = [f"{sum(np.array(x) >= threshold)} of {len(x)}" if x else "-" for x in found]
+            found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
+            cells = [f"{sum(np.array(means(x)) >= threshold)} of {len(x)}{star(x)}" if x else "-" for x in found]
             lines.append([env, f"{threshold:g}", *cells])
     return markdown(["environment", "threshold", *SCRIPTS], lines)
 
 
 def solving(rows, script):
-    """Runs of CartPole-v1 on seeds 1 to 10 of a script, and of those that ever average 475: steps, seconds."""
+    """Runs of CartPole-v1 on the first 10 seeds of a script, and of those that ever average 475: steps, seconds."""
     runs = select(rows, script=script, env_id="CartPole-v1")[:10]
     solved = [row for row in runs if row["solved_step"]]
     return runs, *([float(row[name]) for row in solved] for name in ("solved_step", "solved_seconds"))
@@ -363,19 +380,19 @@ def table_of_solving(rows):
         if runs:
             label = f"{name}.py" if name in SCRIPTS else f"Stable-Baselines3 {name[4:]}"
             medians = [f"{np.median(steps):,.0f}", f"{np.median(seconds):.1f}"] if steps else ["", ""]
-            final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}), {budget(runs)}"
+            final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}), {budget(runs)}{star(runs)}"
             lines.append([label, f"{len(steps)} of {len(runs)}", *medians, final])
     return markdown(["", "seeds that reach it", "steps", "seconds", "final evaluation, mean (worst seed)"], lines)
 
 
 def table_of_ablation(rows):
-    """dqn.py with and without its two ideas, seeds 1 to 10 of CartPole-v1."""
+    """dqn.py with and without its two ideas, the first 10 seeds of CartPole-v1."""
     lines = []
     for variant, label in ABLATION.items():
         runs = select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]
         below = sum(np.array(means(runs)) < 475)
         seconds = np.median([float(row["seconds"]) for row in runs])
-        final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f})"
+        final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}){star(runs)}"
         lines.append([label, final, f"{below} of {len(runs)}", f"{seconds:.0f}"])
     return markdown(["", "final evaluation, mean (worst seed)", "seeds below 475", "seconds of a run"], lines)
 
