@@ -7,14 +7,15 @@ better an action was than expected, and they bootstrap the return at the end of 
 environments take a few steps each, one gradient step improves both networks, and the batch is discarded. Parallel
 environments do what a replay buffer does for Q-learning: they make the samples of a batch less correlated.
 
-What changed from vpg.py: one gradient step on the sum of policy loss, value loss and entropy bonus, in place of one for
-the policy and several for the values; shorter rollouts; the advantage as the only weight of grad log pi.
+What changed from vpg.py: one gradient step for the values in place of several, with a larger learning rate, because
+the advantages of a critic that lags mislead the actor (Konda and Tsitsiklis 2000); an entropy bonus; the advantage as
+the only weight of grad log pi.
 
 Not in the paper: synchronous environments instead of asynchronous threads; generalized advantage estimation
 (--gae-lambda 1 gives the n-step returns of the paper), standardized in each batch, with 0.1 added to the standard
-deviation; Adam instead of RMSProp; gradient norm clipping; observations and rewards scaled by running statistics and
-clipped at 10; orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits. Left out:
-recurrent policies, a network shared by actor and critic.
+deviation; an optimizer for each network, Adam instead of RMSProp; gradient norm clipping; observations and rewards
+scaled by running statistics and clipped at 10; orthogonal initialization; tanh on the mean of bounded actions;
+bootstrapping at time limits. Left out: recurrent policies, a network shared by actor and critic.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components.
 """
@@ -53,19 +54,19 @@ Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
 @dataclass
 class Args:
-    num_steps: int = 16  # T, steps of each environment per rollout
-    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
-    ent_coef: float = 0.0  # weight of the entropy bonus
-    vf_coef: float = 0.5  # weight of the value loss
+    num_steps: int = 32  # T, steps of each environment per rollout
+    gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
+    ent_coef: float = 0.005  # weight of the entropy bonus
+    critic_learning_rate: float = 1e-2  # Adam's initial step size for the critic, larger than the actor's
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 300_000  # environment steps, summed over environments and torchrun's workers
-    num_envs: int = 16  # N, environments per worker
-    gamma: float = 0.99  # discount factor
-    learning_rate: float = 3e-3  # Adam's initial step size
+    total_timesteps: int = 200_000  # environment steps, summed over environments and torchrun's workers
+    num_envs: int = 8  # N, environments per worker
+    gamma: float = 0.995  # discount factor
+    learning_rate: float = 2e-3  # Adam's initial step size
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
@@ -93,16 +94,16 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
     return adv
 
 
-def update(agent, optimizer, batch, lr, args):
-    """Take one gradient step on the policy and the values (Algorithm S3); returns metrics."""
+def update(agent, optimizer, value_optimizer, batch, lr, critic_lr, args):
+    """Take one gradient step on the policy and one on the values (Algorithm S3); returns metrics."""
     pi, val = agent.policy(batch.obs), agent.value(batch.obs)
     adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     policy_loss = -(pi.log_prob(batch.act) * adv).mean()
     value_loss = nn.functional.mse_loss(val, batch.ret)
     entropy = pi.entropy().mean()
-    bonus = args.ent_coef * entropy if args.ent_coef else 0  # without a gradient that would be 0, but take time
-    loss = policy_loss + args.vf_coef * value_loss - bonus
-    grad_norm = optimizer.step(loss, lr)
+    bonus = args.ent_coef * entropy if args.ent_coef else 0  # a gradient of 0 would still take time
+    grad_norm = optimizer.step(policy_loss - bonus, lr)
+    value_optimizer.step(value_loss, critic_lr)
 
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
     return dict(zip(names, torch.stack([policy_loss, value_loss, entropy, grad_norm]).tolist()))
@@ -112,12 +113,14 @@ def train(args):
     """Train an agent and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    optimizer = Adam(agent.parameters(), args)
+    policy_params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    optimizer, value_optimizer = Adam(policy_params, args), Adam(agent.critic.parameters(), args)
     obs = None
-    with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
+    with Run(args, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
+            critic_lr = args.critic_learning_rate * (1 - progress if args.anneal_lr else 1)
 
             # Collect T steps in each of N environments with the current policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps)
@@ -130,9 +133,9 @@ def train(args):
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
+            # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
-            metrics = update(agent, optimizer, Batch(*columns), lr, args)
+            metrics = update(agent, optimizer, value_optimizer, Batch(*columns), lr, critic_lr, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
             run.report(b_rew, b_done, metrics)
     return agent
@@ -161,10 +164,10 @@ def collect(agent, envs, obs, num_steps):
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
-    """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
+    """A categorical distribution for each action component with M choices; params: logits [..., K, M]."""
 
     def __init__(self, params):
-        self.params = params.log_softmax(-1)
+        self.params = params.log_softmax(-1)  # normalized logits
 
     def sample(self):
         noise = torch.empty_like(self.params).exponential_()
@@ -242,9 +245,9 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
 
-    ret = 0  # running discounted return of each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
     def update(self, rew, done, gamma):
         """Include a rollout's rewards [T, N] in the statistics."""
@@ -460,8 +463,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now. torch's own optimizers import a module that would keep an existing process
-        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
+        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -483,12 +486,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
+        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
+        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -597,8 +600,8 @@ def all_mean(x):
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
 
-    torch.optim.Adam takes the same steps, but several times as long, and its import takes 0.8 s. Here all parameters
-    become views of one vector and their gradients of another, so that one operation does for all layers.
+    torch.optim.Adam with eps=1e-5 takes the same steps, but several times as long, and 0.8 s to create. Here all
+    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
     """
 
     def __init__(self, params, args):
@@ -615,7 +618,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss, lr):
-        """Take a step of size lr down the gradient of loss; returns the norm of the gradient before clipping."""
+        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
         loss.backward()
         grad = all_mean(self.grad)

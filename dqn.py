@@ -1,4 +1,4 @@
-"""Deep Q-learning (DQN), with double Q-learning, n-step returns and a soft target network.
+"""Deep Q-network (DQN), with double Q-learning, n-step returns and soft target updates.
 
 Mnih et al. (2015), "Human-level control through deep reinforcement learning", Nature 518, Algorithm 1. A first version
 without the target network: Mnih et al. (2013), "Playing Atari with Deep Reinforcement Learning", arXiv:1312.5602.
@@ -6,23 +6,23 @@ without the target network: Mnih et al. (2013), "Playing Atari with Deep Reinfor
 Q(s, a) is the expected return of action a in state s if all later actions are optimal. It satisfies the Bellman
 optimality equation, Q(s, a) = E[r + gamma max_a' Q(s', a')]. Learning moves the left side toward samples of the right
 side. The policy is epsilon-greedy: with probability epsilon, which decays during training, it takes a random action;
-otherwise the one with the largest Q. Two ideas make this work with a neural network:
+otherwise the one with the largest Q. Two ideas let a neural network learn such a Q:
 
 - Replay. The equation holds for any action in any state, whatever policy chose it (Q-learning is off-policy), so old
   transitions stay useful. Each gradient step takes a random batch from a buffer of them: samples less correlated than
   consecutive steps, each used many times.
-- A target network. The right side comes from a copy of the network that changes slowly. Without it, each step toward
+- A target network. Q on the right side is a copy of the network that changes slowly. Without it, each step toward
   the target moves the target as well, and the values can diverge.
 
 Without both it is in essence online Q-learning, as in tabular.py, with a network in place of a table: --num-envs 1
 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1.
 
 Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n-step returns (Watkins 1989;
-Hessel et al. 2018, arXiv:1710.02298), which often learn faster but are biased, because the actions within them are
+Hessel et al. 2018, arXiv:1710.02298), which often speed up learning but are biased, as actions after the first are
 off-policy and not corrected for; a target network that moves a little after each gradient step (the paper's:
 --tau 1 --target-interval 10000); several environments; Adam with a decaying learning rate; gradient norm clipping;
 observations and rewards scaled by running statistics (the paper clips rewards to [-1, 1]); orthogonal initialization;
-bootstrapping at time limits. Only in Rainbow: prioritized replay, dueling, distributional and noisy networks.
+bootstrapping at time limits. Rainbow (Hessel et al.) adds prioritized replay; dueling, distributional and noisy nets.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
 """
@@ -101,8 +101,8 @@ def check_batch(args):
     """Raise InputError if the replay buffer is too small or learning would never start."""
     rollout = args.num_envs * args.num_steps  # per worker
     if args.buffer_size // args.num_envs * args.num_envs < max(rollout, args.learning_starts):
-        needed = f"one rollout ({rollout}) and --learning-starts ({args.learning_starts})"
-        raise InputError(f"--buffer-size {args.buffer_size}: must hold at least {needed}, in rows of --num-envs")
+        needed = f"a rollout ({rollout}) and at least --learning-starts ({args.learning_starts})"
+        raise InputError(f"--buffer-size {args.buffer_size}: must hold {needed}, in whole rows of --num-envs")
     if args.total_timesteps // (rollout * WORKERS) * rollout < args.learning_starts:  # in whole rollouts
         raise InputError(f"--learning-starts {args.learning_starts}: not reached within --total-timesteps")
 
@@ -115,7 +115,7 @@ def n_step_return(rew, end, gamma):
 
 
 def td_target(ret, discount, terminated, next_q, next_act):
-    """The TD target y, [B]: the return plus the discounted value of a' = next_act (Mnih et al. 2015, Algorithm 1).
+    """The TD target y, [B]: rewards ret plus the discounted value of a' = next_act (Mnih et al. 2015, Algorithm 1).
 
     next_q [B, A] is Q(s', .) by the target network; the other arguments are [B].
     """
@@ -180,7 +180,7 @@ def train(args):
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
             if run.checkpoint_due:
                 replay.mark_reset()
-            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
             epsilon = np.interp(progress, [0, args.exploration_fraction], [args.epsilon_start, args.epsilon_end])
 
@@ -204,7 +204,7 @@ Columns = namedtuple("Columns", "obs act rew next_obs terminated done")
 
 
 class ReplayBuffer(nn.Module):
-    """A ring buffer. The newest transition overwrites the oldest; N environments take turns.
+    """A ring buffer of transitions. N environments take turns: the next step of one stands N places further on.
 
     Observations and rewards are stored unscaled. next_obs is the true successor, even at the end of an episode. The
     buffer stays in main memory; raises InputError if it does not fit there. It is a module for its state_dict; columns
@@ -243,16 +243,16 @@ class ReplayBuffer(nn.Module):
         self.count.add_(len(index))
 
     def mark_reset(self):
-        """End all episodes at their newest transition, because the environments have been reset."""
+        """Cut all episodes at their newest transition: the environments are about to be reset."""
         newest = int(self.count) - 1 - np.arange(self.num_envs)
         self.columns.done[newest % self.size] = True
 
     def sample(self, args, reward_norm):
-        """G batches, drawn uniformly. A transition spans n steps, or fewer if the episode or the newest one ends it."""
+        """G batches, drawn uniformly. A sample spans n steps, or fewer if the episode or what is stored ends before."""
         obs, act, rew, next_obs, terminated, done = self.columns
         count = int(self.count)  # also the number of the next transition
         first = count - 1 - torch.randint(len(self), (args.gradient_steps, args.batch_size)).numpy()
-        step = first[..., None] + self.num_envs * np.arange(args.n_step)  # [G, B, n]; environments take turns
+        step = first[..., None] + self.num_envs * np.arange(args.n_step)  # [G, B, n], all of one environment
         end = done[step % self.size] | (step + self.num_envs >= count)  # what follows is not used
         rew = (rew[step % self.size] / reward_norm.std.item()).clip(-10, 10)
         ret, steps = n_step_return(rew, end, args.gamma)
@@ -299,9 +299,9 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
 
-    ret = 0  # running discounted return of each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
     def update(self, rew, done, gamma):
         """Include a rollout's rewards [T, N] in the statistics."""
@@ -363,7 +363,7 @@ ACTIONS = (spaces.Discrete,)  # the action spaces that QNetwork supports
 
 
 class QNetwork(nn.Module):
-    """Action values Q(s, a) and their target network, with the statistics that scale their inputs."""
+    """Action values Q(s, a) and their target network, with the statistics that scale observations and rewards."""
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
@@ -393,7 +393,7 @@ class QNetwork(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """Greedy actions, whatever `greedy`: collect adds the random ones; numpy [N, *obs] -> numpy [N]."""
+        """Greedy actions, even if greedy is False: collect adds random ones; numpy [N, *obs] -> numpy [N]."""
         return self.q(to_tensor(obs, self.device)).argmax(-1).cpu().numpy()
 
 
@@ -508,8 +508,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now. torch's own optimizers import a module that would keep an existing process
-        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
+        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -531,12 +531,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
+        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
+        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -645,8 +645,8 @@ def all_mean(x):
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
 
-    torch.optim.Adam takes the same steps, but several times as long, and its import takes 0.8 s. Here all parameters
-    become views of one vector and their gradients of another, so that one operation does for all layers.
+    torch.optim.Adam with eps=1e-5 takes the same steps, but several times as long, and 0.8 s to create. Here all
+    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
     """
 
     def __init__(self, params, args):
@@ -663,7 +663,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss, lr):
-        """Take a step of size lr down the gradient of loss; returns the norm of the gradient before clipping."""
+        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
         loss.backward()
         grad = all_mean(self.grad)

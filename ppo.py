@@ -7,12 +7,12 @@ takes many. It weights each action by the importance ratio r = pi(a|s) / pi_old(
 probability of the action but not for the changed distribution of states, so pi must stay close to pi_old: either the
 objective gives no incentive to move r outside [1 - eps, 1 + eps], or beta KL(pi_old || pi) is subtracted from it.
 
-What changed from a2c.py: several passes over a longer rollout, in minibatches; the importance ratio in place of the
-log-probability, with one of the two limits. At r = 1 the gradients of both objectives equal A2C's.
+What changed from a2c.py: several passes over a longer rollout, in minibatches; one optimizer; the importance ratio in
+place of the log-probability, clipped or penalized. At pi = pi_old the gradients of both objectives equal A2C's.
 
 Not in the paper: advantages standardized in each minibatch, with 0.1 added to the standard deviation; observations
 and rewards scaled by running statistics and clipped at 10; orthogonal initialization; gradient norm clipping; tanh on
-the mean of bounded actions; bootstrapping at time limits. Left out: a shared network; Baselines' value clipping.
+the mean of bounded actions; bootstrapping at time limits. Left out: a shared network; value clipping.
 
 Shapes: T steps of N environments; B rows of a batch (B = T N) or of a minibatch; K action components.
 """
@@ -47,7 +47,7 @@ from tqdm import tqdm
 CHECKPOINT = "ppo 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
-Batch = namedtuple("Batch", "obs act adv ret old_params", defaults=[None])  # [B, ...]; ret: value targets
+Batch = namedtuple("Batch", "obs act adv ret params_old", defaults=[None])  # [B, ...]; ret: value targets
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
-    target_kl: float = 0.0  # if positive, stop an update early once a minibatch's KL exceeds this, in nats; not d_targ
+    target_kl: float = 0.0  # if positive, end an update when a minibatch's KL exceeds this, in nats; not d_targ
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
@@ -129,35 +129,35 @@ def minibatches(batch, epochs, num_minibatches):
 
 def compare_policies(agent, batch):
     """The policy, the policy before the update, and the importance ratio of each action [B]."""
-    pi, old_pi = agent.policy(batch.obs), agent.distribution(batch.old_params)
-    return pi, old_pi, (pi.log_prob(batch.act) - old_pi.log_prob(batch.act)).exp()
+    pi, pi_old = agent.policy(batch.obs), agent.distribution(batch.params_old)
+    return pi, pi_old, (pi.log_prob(batch.act) - pi_old.log_prob(batch.act)).exp()
 
 
 def update(agent, optimizer, penalty, batch, lr, args):
     """Maximize Eq. 9, with Eq. 7 or 8 as its first term, over several epochs of minibatches; returns metrics."""
     with torch.no_grad():
-        batch = batch._replace(old_params=agent.policy(batch.obs).params)
+        batch = batch._replace(params_old=agent.policy(batch.obs).params)
     losses = []
     for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
-        pi, old_pi, ratio = compare_policies(agent, minibatch)
+        pi, pi_old, ratio = compare_policies(agent, minibatch)
         adv = (minibatch.adv - minibatch.adv.mean()) / (minibatch.adv.std() + ADV_STD_EPS)
         if args.objective == "clip":
             policy_loss = -clip_objective(ratio, adv, args.clip_coef)
         else:
-            policy_loss = -penalty_objective(ratio, adv, old_pi.kl(pi), penalty.beta)
+            policy_loss = -penalty_objective(ratio, adv, pi_old.kl(pi), penalty.beta)
         value_loss = nn.functional.mse_loss(agent.value(minibatch.obs), minibatch.ret)
         entropy = pi.entropy().mean()
-        bonus = args.ent_coef * entropy if args.ent_coef else 0  # without a gradient that would be 0, but take time
+        bonus = args.ent_coef * entropy if args.ent_coef else 0  # a gradient of 0 would still take time
         loss = policy_loss + args.vf_coef * value_loss - bonus
+        if args.target_kl and all_mean(pi_old.kl(pi).detach().mean()) > args.target_kl:
+            break
         grad_norm = optimizer.step(loss, lr)
         losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
-        if args.target_kl and all_mean(old_pi.kl(pi).detach().mean()) > args.target_kl:  # KL before this step
-            break
     names = "policy_loss", "value_loss", "entropy", "grad_norm"
     metrics = dict(zip(names, torch.stack(losses).mean(0).tolist()))
     with torch.no_grad():  # how far the whole update moved the policy
-        pi, old_pi, ratio = compare_policies(agent, batch)
-        metrics["kl"] = all_mean(old_pi.kl(pi).mean()).item()
+        pi, pi_old, ratio = compare_policies(agent, batch)
+        metrics["kl"] = all_mean(pi_old.kl(pi).mean()).item()
         clipped = (ratio - 1).abs() > args.clip_coef
         metrics["clip_fraction"] = clipped.float().mean().item()
     if args.objective == "penalty":
@@ -175,7 +175,7 @@ def train(args):
     penalty.beta = nn.Buffer(torch.tensor(1.0))  # in a module, so that checkpoints hold it
     with Run(args, agent=agent, optimizer=optimizer, penalty=penalty) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
 
             # Collect T steps in each of N environments with the current policy.
@@ -189,7 +189,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
+            # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
             metrics = update(agent, optimizer, penalty, Batch(*columns), lr, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
@@ -220,10 +220,10 @@ def collect(agent, envs, obs, num_steps):
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
-    """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
+    """A categorical distribution for each action component with M choices; params: logits [..., K, M]."""
 
     def __init__(self, params):
-        self.params = params.log_softmax(-1)
+        self.params = params.log_softmax(-1)  # normalized logits
 
     def sample(self):
         noise = torch.empty_like(self.params).exponential_()
@@ -301,9 +301,9 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
 
-    ret = 0  # running discounted return of each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
     def update(self, rew, done, gamma):
         """Include a rollout's rewards [T, N] in the statistics."""
@@ -519,8 +519,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now. torch's own optimizers import a module that would keep an existing process
-        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
+        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -542,12 +542,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
+        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
+        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -656,8 +656,8 @@ def all_mean(x):
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
 
-    torch.optim.Adam takes the same steps, but several times as long, and its import takes 0.8 s. Here all parameters
-    become views of one vector and their gradients of another, so that one operation does for all layers.
+    torch.optim.Adam with eps=1e-5 takes the same steps, but several times as long, and 0.8 s to create. Here all
+    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
     """
 
     def __init__(self, params, args):
@@ -674,7 +674,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss, lr):
-        """Take a step of size lr down the gradient of loss; returns the norm of the gradient before clipping."""
+        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
         loss.backward()
         grad = all_mean(self.grad)

@@ -107,9 +107,9 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
     return adv
 
 
-def surrogate(pi, old_pi, act, adv):
+def surrogate(pi, pi_old, act, adv):
     """L, the mean advantage of pi_old's actions, weighted by importance ratios; act [B, K], adv [B] -> [] (Eq. 14)."""
-    return ((pi.log_prob(act) - old_pi.log_prob(act)).exp() * adv).mean()
+    return ((pi.log_prob(act) - pi_old.log_prob(act)).exp() * adv).mean()
 
 
 def flat_gradient(loss, params, **options):
@@ -168,17 +168,17 @@ def update(agent, optimizer, batch, lr, max_kl, args):
     params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
     adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     pi = agent.policy(batch.obs)
-    old_pi = agent.distribution(pi.params.detach())
+    pi_old = agent.distribution(pi.params.detach())
 
-    g = policy_gradient(surrogate(pi, old_pi, batch.act, adv), params)
-    kl_grad = flat_gradient(old_pi.kl(pi).mean(), params, create_graph=True)
+    g = policy_gradient(surrogate(pi, pi_old, batch.act, adv), params)
+    kl_grad = flat_gradient(pi_old.kl(pi).mean(), params, create_graph=True)
 
     def fvp(x):
         return fisher_vector_product(kl_grad, params, x, args.cg_damping)
 
     def surrogate_and_kl():
         pi = agent.policy(batch.obs)
-        objective, kl = surrogate(pi, old_pi, batch.act, adv), old_pi.kl(pi).mean()
+        objective, kl = surrogate(pi, pi_old, batch.act, adv), pi_old.kl(pi).mean()
         return all_mean(torch.stack([objective, kl]))
 
     step = natural_gradient_step(fvp, g, max_kl, args.cg_iters)
@@ -203,7 +203,7 @@ def train(args):
     obs = None
     with Run(args, agent=agent, optimizer=optimizer) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
             max_kl = args.max_kl * (1 - progress if args.anneal_kl else 1)
 
@@ -218,7 +218,7 @@ def train(args):
                 rew = agent.reward_norm(b_rew)
                 adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
+            # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
             columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
             metrics = update(agent, optimizer, Batch(*columns), lr, max_kl, args)
             agent.obs_norm.update(b_obs.flatten(0, 1))
@@ -249,10 +249,10 @@ def collect(agent, envs, obs, num_steps):
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
-    """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
+    """A categorical distribution for each action component with M choices; params: logits [..., K, M]."""
 
     def __init__(self, params):
-        self.params = params.log_softmax(-1)
+        self.params = params.log_softmax(-1)  # normalized logits
 
     def sample(self):
         noise = torch.empty_like(self.params).exponential_()
@@ -330,9 +330,9 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
 
-    ret = 0  # running discounted return of each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
     def update(self, rew, done, gamma):
         """Include a rollout's rewards [T, N] in the statistics."""
@@ -548,8 +548,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now. torch's own optimizers import a module that would keep an existing process
-        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
+        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -571,12 +571,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
+        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
+        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -685,8 +685,8 @@ def all_mean(x):
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
 
-    torch.optim.Adam takes the same steps, but several times as long, and its import takes 0.8 s. Here all parameters
-    become views of one vector and their gradients of another, so that one operation does for all layers.
+    torch.optim.Adam with eps=1e-5 takes the same steps, but several times as long, and 0.8 s to create. Here all
+    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
     """
 
     def __init__(self, params, args):
@@ -703,7 +703,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss, lr):
-        """Take a step of size lr down the gradient of loss; returns the norm of the gradient before clipping."""
+        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
         loss.backward()
         grad = all_mean(self.grad)

@@ -173,7 +173,7 @@ def train(args):
     obs = None
     with Run(args, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # the first call and each checkpoint reset all environments
+            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
 
             # Collect T steps in each of N environments with the current policy, or whole episodes.
@@ -218,10 +218,10 @@ def collect(agent, envs, obs, num_steps):
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
-    """A categorical distribution for each action component; params: unnormalized log-probabilities [..., K, M]."""
+    """A categorical distribution for each action component with M choices; params: logits [..., K, M]."""
 
     def __init__(self, params):
-        self.params = params.log_softmax(-1)
+        self.params = params.log_softmax(-1)  # normalized logits
 
     def sample(self):
         noise = torch.empty_like(self.params).exponential_()
@@ -299,9 +299,9 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the running discounted return (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
 
-    ret = 0  # running discounted return of each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
     def update(self, rew, done, gamma):
         """Include a rollout's rewards [T, N] in the statistics."""
@@ -517,8 +517,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only now. torch's own optimizers import a module that would keep an existing process
-        # group, and so its threads, beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
+        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -540,12 +540,12 @@ class Run:
             yield self.step / self.args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
-        """Save and reset all environments if due; if obs is None, only reset. Returns the observations to act on."""
+        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
         elif obs is not None:
             return obs
-        # Random and environment states are not saved. Reset them, so that a resumed run continues just like this one.
+        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
@@ -654,8 +654,8 @@ def all_mean(x):
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
 
-    torch.optim.Adam takes the same steps, but several times as long, and its import takes 0.8 s. Here all parameters
-    become views of one vector and their gradients of another, so that one operation does for all layers.
+    torch.optim.Adam with eps=1e-5 takes the same steps, but several times as long, and 0.8 s to create. Here all
+    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
     """
 
     def __init__(self, params, args):
@@ -672,7 +672,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss, lr):
-        """Take a step of size lr down the gradient of loss; returns the norm of the gradient before clipping."""
+        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
         loss.backward()
         grad = all_mean(self.grad)

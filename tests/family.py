@@ -33,7 +33,13 @@ DQN_MAY_DIFFER = {
     "collect": "epsilon-greedy; the replay buffer stays in main memory",
 }
 BELOW = "the text below the fold"
-OWN_DEFAULTS = {"total_timesteps", "num_envs", "learning_rate", "hidden_sizes"}  # shared flags, tuned for each script
+OWN_DEFAULTS = {
+    "total_timesteps",
+    "num_envs",
+    "gamma",
+    "learning_rate",
+    "hidden_sizes",
+}  # shared flags, tuned for each script
 
 
 def fold(text):

@@ -26,14 +26,19 @@ def make(module, env_id="CartPole-v1", **flags):
     return agent, GradientDescent(agent.parameters(), args), args
 
 
+def optimizers(agent, args, kind=GradientDescent):
+    """One for the policy, one for the values."""
+    return kind(policy_params(agent), args), kind(agent.critic.parameters(), args)
+
+
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
-    agent, optimizer, args = make(a2c, env_id, vf_coef=1.0)
+    agent, _, args = make(a2c, env_id, ent_coef=0.0)
     batch = make_batch(a2c, agent)
-    a2c.update(agent, optimizer, batch, 0.1, args)
+    a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
     sibling, _, args = make(vpg, env_id, value_epochs=1)
-    optimizers = (GradientDescent(params, args) for params in (policy_params(sibling), sibling.critic.parameters()))
-    vpg.update(sibling, *optimizers, vpg.Batch(batch.obs, batch.act, psi=batch.adv, ret=batch.ret), 0.1, args)
+    batch = vpg.Batch(batch.obs, batch.act, psi=batch.adv, ret=batch.ret)
+    vpg.update(sibling, *optimizers(sibling, args), batch, 0.1, args)
     for ours, theirs in zip(agent.parameters(), sibling.parameters()):
         torch.testing.assert_close(ours, theirs)
 
@@ -41,11 +46,11 @@ def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
 def test_one_update_is_the_first_step_of_ppo(env_id, objective):
-    agent, optimizer, args = make(a2c, env_id, ent_coef=0.01)
+    agent, _, args = make(a2c, env_id, ent_coef=0.01)
     batch = make_batch(a2c, agent)
-    a2c.update(agent, optimizer, batch, 0.1, args)
+    a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
 
-    passes = {"objective": objective, "update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.01}
+    passes = {"objective": objective, "update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.01, "vf_coef": 1.0}
     sibling, optimizer, args = make(ppo, env_id, **passes)
     ppo.update(sibling, optimizer, make_penalty(), ppo.Batch(*batch), 0.1, args)
     for ours, theirs in zip(agent.parameters(), sibling.parameters()):
@@ -54,14 +59,14 @@ def test_one_update_is_the_first_step_of_ppo(env_id, objective):
 
 def test_loss_by_hand():
     """Actions with probabilities 3/4 and 1/4, advantages 1 and 3, values 0, returns 2 and -2."""
-    agent, optimizer, args = make(a2c)
+    agent, _, args = make(a2c)
     with torch.no_grad():
         for p in agent.parameters():
             p.zero_()
         agent.actor[-1].bias.copy_(torch.tensor([3.0, 1.0]).log())
     adv, ret = torch.tensor([1.0, 3.0]), torch.tensor([2.0, -2.0])
     batch = a2c.Batch(torch.zeros(2, 4), torch.tensor([[0], [1]]), adv, ret)
-    losses = a2c.update(agent, optimizer, batch, 0.1, args)
+    losses = a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
     adv = 1 / (math.sqrt(2) + 0.1)  # standardized, the advantages are -adv and adv
     assert losses["policy_loss"] == pytest.approx(-(-adv * math.log(3 / 4) + adv * math.log(1 / 4)) / 2)
     assert losses["value_loss"] == (2**2 + 2**2) / 2
@@ -72,19 +77,28 @@ def test_gradients_are_clipped_to_the_maximum_norm_and_reported_as_they_were():
     norms, lengths = [], []
     for max_grad_norm in (float("inf"), 0.01):
         agent, _, args = make(a2c, max_grad_norm=max_grad_norm)
-        optimizer = a2c.Adam(agent.parameters(), args)
-        norms.append(a2c.update(agent, optimizer, make_batch(a2c, agent), 0.1, args)["grad_norm"])
+        optimizer, critic_optimizer = optimizers(agent, args, a2c.Adam)
+        batch = make_batch(a2c, agent)
+        norms.append(a2c.update(agent, optimizer, critic_optimizer, batch, 0.1, 0.1, args)["grad_norm"])
         lengths.append(10 * optimizer.mean.norm().item())  # after one step, Adam's mean is a tenth of the gradient
     assert norms[0] == norms[1] > 0.02
     assert lengths == pytest.approx([norms[0], 0.01], rel=1e-3)
 
 
 def test_entropy_bonus_raises_entropy():
-    agent, optimizer, args = make(a2c, "Pendulum-v1", ent_coef=1.0)
+    agent, _, args = make(a2c, "Pendulum-v1", ent_coef=1.0)
     batch = make_batch(a2c, agent)._replace(adv=torch.zeros(64))  # no action better than another
     before = agent.policy(batch.obs).entropy().mean()
-    a2c.update(agent, optimizer, batch, 0.1, args)
+    a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
     assert agent.policy(batch.obs).entropy().mean() > before
+
+
+def test_the_critic_has_a_learning_rate_of_its_own():
+    agent, _, args = make(a2c)
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    a2c.update(agent, *optimizers(agent, args), make_batch(a2c, agent), 0.1, 0.0, args)
+    moved = {name.split(".")[0] for name, p in agent.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"actor"}
 
 
 def test_with_lambda_1_the_advantage_is_the_n_step_return_less_the_value():

@@ -76,10 +76,10 @@ def test_no_script_imports_another(name):
 
 
 @pytest.mark.parametrize(("one", "other"), [("a2c", "trpo"), ("a2c", "ppo"), ("trpo", "ppo")])
-def test_the_loops_of_a2c_trpo_and_ppo_differ_in_five_lines_at_most(one, other):
+def test_the_loops_of_a2c_trpo_and_ppo_differ_in_six_lines_at_most(one, other):
     """They collect and evaluate alike; only what a batch holds and who takes the gradient steps is their own."""
     lines = family.unified(*(PIECES[name]["train"].splitlines() for name in (one, other)))
-    assert max(family.changes(lines)) <= 5
+    assert max(family.changes(lines)) <= 6
 
 
 def test_the_diffs_in_docs_are_those_of_today():

@@ -111,17 +111,17 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
         (
             "dqn",
             "--buffer-size 63 --learning-starts 1",
-            "--buffer-size 63: must hold at least one rollout (64)",
+            "--buffer-size 63: must hold a rollout (64)",
         ),
         (
             "dqn",
             "--buffer-size 999",
-            "--buffer-size 999: must hold at least one rollout (64) and --learning-starts (1000)",
+            "--buffer-size 999: must hold a rollout (64) and at least --learning-starts (1000)",
         ),
         (
             "dqn",
             "--buffer-size 1000 --num-envs 3",
-            "--buffer-size 1000: must hold at least one rollout (24) and --learning-starts (1000)",
+            "--buffer-size 1000: must hold a rollout (24) and at least --learning-starts (1000)",
         ),
         ("dqn", "--total-timesteps 1000", "--learning-starts 1000: not reached within --total-timesteps"),  # 960 are
         ("dqn", "--buffer-size 1000000000000", "--buffer-size 1000000000000: needs "),
