@@ -580,13 +580,18 @@ def test_the_example_of_a_cell_is_a_cell():
     assert f"episode of all seeds has {episode}," in PROSE
 
 
-def test_both_readmes_give_the_same_counts_of_fresh_seeds():
-    (row,) = re.findall(r"^\| fresh seeds at 475 or more \| (.*) \|$", EVIDENCE, re.MULTILINE)
-    counts = dict(zip(plot.SCRIPTS, row.split(" | ")))
-    (sentence,) = re.findall(r"On fresh seeds of CartPole-v1.*? each\.", README, re.DOTALL)
-    assert f"ppo.py ended at 475 or more on {counts['ppo']} seeds" in " ".join(sentence.split())
-    assert f"vpg.py on {counts['vpg']}" in sentence
-    assert {counts[name] for name in ("a2c", "trpo", "dqn")} == set(re.findall(r"dqn.py on (\d+ of \d+)", sentence))
+def test_runs_of_the_first_version_count_only_where_there_are_no_others_and_have_a_star(tmp_path):
+    """Rows of seeds 1 and 101 of one script, of seed 1 of another."""
+    old = [row | {"script": name} for name in ("vpg", "ppo") for row in plot.table("results.csv")[:1]]
+    rows = [row | {"command": f"run {i}"} for i, row in enumerate([*old, old[0] | {"seed": "101"}])]
+    for row in rows:
+        train.append(tmp_path / "results.csv", row)
+        train.append(tmp_path / "curves.csv", {"command": row["command"], "step": "1", "seconds": "1", "return": "1"})
+    found = plot.results(tmp_path)
+    assert sorted((row["script"], row["seed"]) for row in found) == [("ppo", "1"), ("vpg", "101")]
+    *_, line = plot.table_of_results(found).splitlines()
+    cells = dict(zip(["environment", "seeds", *plot.SCRIPTS], line.strip("| ").split(" | ")))
+    assert cells["ppo"] == cells["vpg"] + "*"
 
 
 def test_commands_for_the_benchmarks_have_files_and_flags():
