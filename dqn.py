@@ -75,7 +75,7 @@ class Args:
     target_interval: int = 1  # gradient steps between updates of the target network
     epsilon_start: float = 1.0  # initial probability of a random action
     epsilon_end: float = 0.04  # final probability of a random action
-    exploration_fraction: float = 0.2  # fraction of training over which epsilon decays linearly
+    exploration_fraction: float = 0.1  # fraction of training over which epsilon decays linearly
     max_grad_norm: float = 10.0  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
