@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dqn
-from tests.helpers import FAMILY, SCRIPTS, command, evaluation, run
+from tests.helpers import FAMILY, SCRIPTS, command, evaluation, metrics, run
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +116,12 @@ def test_cartpole_is_solved_from_the_command_line(tmp_path, agent):
     done = run(*command(script=script, env_id="CartPole-v1", run_dir="run", **AGENTS[agent]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert mean_return(tmp_path) >= gym.spec("CartPole-v1").reward_threshold == 475
+
+
+@pytest.mark.parametrize("seed", range(101, 111))
+def test_ppo_stays_at_the_highest_return(tmp_path, seed):
+    """With a lambda of 0.95 instead, it fails on one seed in ten: solved after 40,000 steps, and lost again later."""
+    train(tmp_path, "ppo", "CartPole-v1", total_timesteps=100_000, seed=seed)
+    assert mean_return(tmp_path) >= 475
+    returns = [float(row["episodic_return"] or 0) for row in metrics(tmp_path / "run")]
+    assert min(returns[-10:]) >= 475
