@@ -2,20 +2,21 @@
 
 Mnih et al. (2016), "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, Algorithm S3.
 
-An actor, the policy pi(a|s), and a critic, the value function V(s), learn together. The critic's values show how much
-better an action was than expected, and they bootstrap the return at the end of a rollout, so rollouts can be short: N
-environments take a few steps each, one gradient step improves both networks, and the batch is discarded. Parallel
-environments do what a replay buffer does for Q-learning: they make the samples of a batch less correlated.
+An actor, the policy pi(a|s), and a critic, the value function V(s), learn together. The return minus the critic's value
+shows how much better an action was than expected. The value also bootstraps the return at the end of a rollout, so
+rollouts can be short: N environments take a few steps each, each network takes one gradient step, and the batch is
+discarded. Like a replay buffer, parallel environments make the samples of a batch less correlated.
 
-What changed from vpg.py: one gradient step for the values in place of several, with a larger learning rate, because
-the advantages of a critic that lags mislead the actor (Konda and Tsitsiklis 2000); an entropy bonus; the advantage as
-the only weight of grad log pi.
+What changed from vpg.py: the critic takes one gradient step per rollout instead of several. Its learning rate is larger
+than the actor's, because a critic that falls behind gives wrong advantages (Konda and Tsitsiklis 2000). An entropy
+bonus keeps the policy from becoming deterministic too early. The weight of grad log pi is always the advantage.
 
 Not in the paper: synchronous environments instead of asynchronous threads; generalized advantage estimation
 (--gae-lambda 1 gives the n-step returns of the paper), standardized in each batch, with 0.1 added to the standard
-deviation; an optimizer for each network, Adam instead of RMSProp; gradient norm clipping; observations and rewards
-scaled by running statistics and clipped at 10; orthogonal initialization; tanh on the mean of bounded actions;
-bootstrapping at time limits. Left out: recurrent policies, a network shared by actor and critic.
+deviation; means over the batch instead of sums; an optimizer for each network, Adam instead of RMSProp; gradient norm
+clipping; observations and rewards scaled by running statistics and clipped at 10; orthogonal initialization; a standard
+deviation that does not depend on the state; tanh on the mean of bounded actions; bootstrapping at time limits. Left
+out: recurrent policies, a network shared by actor and critic.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components.
 """
@@ -57,13 +58,13 @@ class Args:
     num_steps: int = 32  # T, steps of each environment per rollout
     gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
     ent_coef: float = 0.005  # weight of the entropy bonus
-    critic_learning_rate: float = 1e-2  # Adam's initial step size for the critic, larger than the actor's
+    critic_learning_rate: float = 1e-2  # Adam's initial step size for the critic; --learning-rate is the actor's
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 200_000  # environment steps, summed over environments and torchrun's workers
+    total_timesteps: int = 200_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.995  # discount factor
     learning_rate: float = 2e-3  # Adam's initial step size
@@ -71,7 +72,7 @@ class Args:
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
@@ -81,7 +82,7 @@ class Args:
 
 def check_batch(args):
     if args.num_envs * args.num_steps < 2:  # the standard deviation of one sample is undefined
-        raise InputError(f"--num-steps {args.num_steps}: times --num-envs {args.num_envs} must be at least 2")
+        raise InputError(f"--num-steps {args.num_steps}: with --num-envs {args.num_envs}, must be at least 2")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
@@ -95,7 +96,7 @@ def gae(rew, val, next_val, terminated, done, gamma, lam):
 
 
 def update(agent, optimizer, value_optimizer, batch, lr, critic_lr, args):
-    """Take one gradient step on the policy and one on the values (Algorithm S3); returns metrics."""
+    """Take one gradient step on the policy and one on the critic (Algorithm S3); returns metrics."""
     pi, val = agent.policy(batch.obs), agent.value(batch.obs)
     adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     policy_loss = -(pi.log_prob(batch.act) * adv).mean()
@@ -113,7 +114,7 @@ def train(args):
     """Train an agent and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    policy_params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    policy_params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]  # actor, log_std
     optimizer, value_optimizer = Adam(policy_params, args), Adam(agent.critic.parameters(), args)
     obs = None
     with Run(args, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:  # at end: save, evaluate
@@ -124,20 +125,20 @@ def train(args):
 
             # Collect T steps in each of N environments with the current policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps)
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
 
             # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
-                val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
-                agent.reward_norm.update(b_rew, b_done, args.gamma)
-                rew = agent.reward_norm(b_rew)
-                adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
+                val, next_val = agent.value(torch.stack([rollout.obs, rollout.next_obs]))
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                rew = agent.reward_norm(rollout.rew)
+                adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, args.gae_lambda)
 
             # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
-            columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
-            metrics = update(agent, optimizer, value_optimizer, Batch(*columns), lr, critic_lr, args)
-            agent.obs_norm.update(b_obs.flatten(0, 1))
-            run.report(b_rew, b_done, metrics)
+            columns = rollout.obs, rollout.act, adv, adv + val
+            batch = Batch(*[x.flatten(0, 1) for x in columns])
+            metrics = update(agent, optimizer, value_optimizer, batch, lr, critic_lr, args)
+            agent.obs_norm.update(rollout.obs.flatten(0, 1))
+            run.report(rollout.rew, rollout.done, metrics)
     return agent
 
 
@@ -147,10 +148,13 @@ RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of wo
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
+Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
+
+
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
+    Returns the rollout, with act [T, N, K], and the observations to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -160,7 +164,7 @@ def collect(agent, envs, obs, num_steps):
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return [to_tensor(column, agent.device) for column in zip(*steps)], obs
+    return Rollout(*[to_tensor(column, agent.device) for column in zip(*steps)]), obs
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
@@ -188,7 +192,10 @@ class Categorical:  # written out, like Gaussian, because torch.distributions ta
 
 
 class Gaussian:
-    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2]."""
+    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2].
+
+    Samples are not bounded. The environment clips them to its bounds; log_prob is that of the sample itself.
+    """
 
     def __init__(self, params):
         self.params = params
@@ -324,9 +331,9 @@ class ActorCritic(nn.Module):
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
-            self.mask = nn.Buffer(-1e9 * missing, persistent=False)
+            self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
             self.distribution, outputs = Categorical, self.mask.numel()
-        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
+        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
     @property
@@ -383,7 +390,7 @@ def wrap_observations(env):
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
-    if shape[0] < shape[2]:
+    if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
     space = spaces.Box(low, high, dtype=space.dtype)
@@ -464,8 +471,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
-        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -503,8 +510,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -556,7 +562,7 @@ class Run:
         """Evaluate the agent, write eval.json and print the result."""
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget may end within a rollout
+        self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -577,7 +583,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
@@ -621,7 +627,7 @@ class Adam(nn.Module):
     def step(self, loss, lr):
         """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
-        loss.backward()
+        loss.backward()  # adds to the views of self.grad
         grad = all_mean(self.grad)
         norm = grad.norm()
         grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

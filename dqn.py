@@ -60,6 +60,7 @@ MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpo
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
 Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
+Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 50_000  # environment steps, summed over environments and torchrun's workers
+    total_timesteps: int = 50_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-3  # Adam's initial step size
@@ -89,7 +90,7 @@ class Args:
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
@@ -153,7 +154,7 @@ def update(agent, optimizer, replay, lr, args):
 def collect(agent, envs, obs, num_steps, epsilon):
     """Take T epsilon-greedy steps in each of N environments, from observations obs [N, *obs].
 
-    Returns obs, act, rew, next_obs, terminated and done, [T, N, ...] each, and the observations to continue from.
+    Returns the rollout, in main memory, and the observations to continue from.
     """
     shape, steps = (num_steps, envs.num_envs), []
     explore = (torch.rand(shape) < epsilon).numpy()
@@ -167,7 +168,7 @@ def collect(agent, envs, obs, num_steps, epsilon):
         steps.append((obs, act, rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return [to_tensor(column, "cpu") for column in zip(*steps)], obs
+    return Rollout(*[to_tensor(column, "cpu") for column in zip(*steps)]), obs
 
 
 def train(args):
@@ -186,21 +187,17 @@ def train(args):
 
             # Collect T steps in each of N environments with the epsilon-greedy policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps, epsilon)
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
-            replay.add(b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done)
-            agent.obs_norm.update(b_obs.flatten(0, 1).to(device))
-            agent.reward_norm.update(b_rew.to(device), b_done, args.gamma)
+            replay.add(rollout)
+            agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
+            agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)
 
             # Update by G gradient steps on replayed transitions.
             metrics = update(agent, optimizer, replay, lr, args)
-            run.report(b_rew, b_done, metrics | {"epsilon": epsilon})
+            run.report(rollout.rew, rollout.done, metrics | {"epsilon": epsilon})
     return agent
 
 
 # From here on: the replay buffer and the network, then code shared with vpg.py, a2c.py, trpo.py and ppo.py.
-
-
-Columns = namedtuple("Columns", "obs act rew next_obs terminated done")
 
 
 class ReplayBuffer(nn.Module):
@@ -216,7 +213,7 @@ class ReplayBuffer(nn.Module):
         self.num_envs, self.size = args.num_envs, args.buffer_size // args.num_envs * args.num_envs
         obs = torch.uint8 if obs_space.dtype == np.uint8 else torch.float32, obs_space.shape
         number, flag = (torch.float32, ()), (torch.bool, ())
-        types = Columns(obs, (torch.int64, ()), number, obs, flag, flag)
+        types = Rollout(obs, (torch.int64, ()), number, obs, flag, flag)
         needed = self.size * sum(dtype.itemsize * math.prod(shape) for dtype, shape in types)
         memory = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if needed > memory:
@@ -229,13 +226,13 @@ class ReplayBuffer(nn.Module):
         for name, (dtype, shape) in types._asdict().items():
             self.register_buffer(name, torch.zeros(self.size, *shape, dtype=dtype), persistent=saved)
         self.register_buffer("count", torch.tensor(0), persistent=saved)  # transitions ever added
-        self.columns = Columns(*[getattr(self, name).numpy() for name in Columns._fields])
+        self.columns = Rollout(*[getattr(self, name).numpy() for name in Rollout._fields])
 
     def __len__(self):
         return min(int(self.count), self.size)
 
-    def add(self, *rollout):
-        """Store a rollout: obs, act, rew, next_obs, terminated, done, each [T, N, ...]."""
+    def add(self, rollout):
+        """Store a rollout."""
         columns = [x.flatten(0, 1).numpy() for x in rollout]
         index = (int(self.count) + np.arange(len(columns[0]))) % self.size
         for column, new in zip(self.columns, columns, strict=True):
@@ -428,7 +425,7 @@ def wrap_observations(env):
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
-    if shape[0] < shape[2]:
+    if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
     space = spaces.Box(low, high, dtype=space.dtype)
@@ -509,8 +506,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
-        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -548,8 +545,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -601,7 +597,7 @@ class Run:
         """Evaluate the agent, write eval.json and print the result."""
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget may end within a rollout
+        self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -622,7 +618,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
@@ -666,7 +662,7 @@ class Adam(nn.Module):
     def step(self, loss, lr):
         """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
-        loss.backward()
+        loss.backward()  # adds to the views of self.grad
         grad = all_mean(self.grad)
         norm = grad.norm()
         grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

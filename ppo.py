@@ -67,7 +67,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
+    total_timesteps: int = 100_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-3  # Adam's initial step size
@@ -75,7 +75,7 @@ class Args:
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
@@ -180,20 +180,20 @@ def train(args):
 
             # Collect T steps in each of N environments with the current policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps)
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
 
             # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
-                val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
-                agent.reward_norm.update(b_rew, b_done, args.gamma)
-                rew = agent.reward_norm(b_rew)
-                adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
+                val, next_val = agent.value(torch.stack([rollout.obs, rollout.next_obs]))
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                rew = agent.reward_norm(rollout.rew)
+                adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, args.gae_lambda)
 
             # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
-            columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
-            metrics = update(agent, optimizer, penalty, Batch(*columns), lr, args)
-            agent.obs_norm.update(b_obs.flatten(0, 1))
-            run.report(b_rew, b_done, metrics)
+            columns = rollout.obs, rollout.act, adv, adv + val
+            batch = Batch(*[x.flatten(0, 1) for x in columns])
+            metrics = update(agent, optimizer, penalty, batch, lr, args)
+            agent.obs_norm.update(rollout.obs.flatten(0, 1))
+            run.report(rollout.rew, rollout.done, metrics)
     return agent
 
 
@@ -203,10 +203,13 @@ RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of wo
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
+Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
+
+
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
+    Returns the rollout, with act [T, N, K], and the observations to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -216,7 +219,7 @@ def collect(agent, envs, obs, num_steps):
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return [to_tensor(column, agent.device) for column in zip(*steps)], obs
+    return Rollout(*[to_tensor(column, agent.device) for column in zip(*steps)]), obs
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
@@ -244,7 +247,10 @@ class Categorical:  # written out, like Gaussian, because torch.distributions ta
 
 
 class Gaussian:
-    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2]."""
+    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2].
+
+    Samples are not bounded. The environment clips them to its bounds; log_prob is that of the sample itself.
+    """
 
     def __init__(self, params):
         self.params = params
@@ -380,9 +386,9 @@ class ActorCritic(nn.Module):
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
-            self.mask = nn.Buffer(-1e9 * missing, persistent=False)
+            self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
             self.distribution, outputs = Categorical, self.mask.numel()
-        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
+        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
     @property
@@ -439,7 +445,7 @@ def wrap_observations(env):
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
-    if shape[0] < shape[2]:
+    if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
     space = spaces.Box(low, high, dtype=space.dtype)
@@ -520,8 +526,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
-        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -559,8 +565,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -612,7 +617,7 @@ class Run:
         """Evaluate the agent, write eval.json and print the result."""
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget may end within a rollout
+        self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -633,7 +638,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
@@ -677,7 +682,7 @@ class Adam(nn.Module):
     def step(self, loss, lr):
         """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
-        loss.backward()
+        loss.backward()  # adds to the views of self.grad
         grad = all_mean(self.grad)
         norm = grad.norm()
         grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

@@ -8,20 +8,21 @@ distribution a lot. TRPO bounds that change. Each update approximately solves
     maximize    L(theta) = E[(pi(a|s) / pi_old(a|s)) * adv]    surrogate objective   (Eq. 14)
     subject to  E[KL(pi_old(.|s) || pi(.|s))] <= delta         trust region
 
-Near the old parameters, a step x changes L by about g^T x, where g is the policy gradient, and the KL is about
-x^T H x / 2, where H is its Hessian, the Fisher information matrix (Eq. 17). The best step follows the natural gradient
-H^-1 g up to the boundary, x^T H x / 2 = delta. Conjugate gradient solves H x = g from products H v, each a backward
-pass through the graph of the KL's gradient (Appendix C). Both approximations are local, so a backtracking line search
-shortens the step until the actual L improves and the actual KL is at most delta, or else leaves the policy unchanged.
+At the old parameters the KL and its gradient are 0. So near them the KL is about x^T H x / 2 for a step x, where H is
+its Hessian, the Fisher information matrix (A in the paper), and L changes by about g^T x, where g is the policy
+gradient (Eq. 17). The best step follows the natural gradient H^-1 g up to the boundary, x^T H x / 2 = delta. Conjugate
+gradient solves H x = g approximately from products H v, each a backward pass through the graph of the KL's gradient
+(Appendix C). All this holds only locally, so a backtracking line search shortens the step until the actual L improves
+and the actual KL is at most delta, or else leaves the policy unchanged.
 
-What changed from a2c.py: this step, not Adam, updates the policy. Adam trains only the critic, for --value-epochs
-gradient steps on the full batch. There is no entropy bonus.
+What changed from a2c.py: the natural gradient step, not Adam, updates the policy. Adam trains only the critic, for
+--value-epochs gradient steps on the full batch. There is no entropy bonus.
 
 Not in the paper: a critic with generalized advantage estimation instead of sampled returns (Schulman et al. 2016); a
 delta that decays over the run; damping, a multiple of the identity added to H; advantages standardized in each batch;
-observations and rewards scaled by running statistics (whose drift the KL does not measure) and clipped at 10;
-orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits. Left out: vine sampling
-(Section 5.2), Fisher-vector products on a tenth of the batch.
+observations and rewards scaled by running statistics and clipped at 10 (new statistics also change the policy a little,
+outside the constraint); orthogonal initialization; tanh on the mean of bounded actions; bootstrapping at time limits.
+Left out: vine sampling (Section 5.2), Fisher-vector products on a tenth of the batch.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components; P parameters of the policy.
 """
@@ -56,14 +57,14 @@ from tqdm import tqdm
 CHECKPOINT = "trpo 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 LIMITS["line_search_shrink"] = 0, 1
-ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; the step does not depend on their scale
+ADV_STD_EPS = 0.1  # added to the standard deviation of advantages, as in a2c.py; their scale cancels in the step
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
 
 @dataclass
 class Args:
     max_kl: float = 0.02  # delta, radius of the trust region, in nats
-    cg_iters: int = 10  # iterations of conjugate gradient
+    cg_iters: int = 10  # iterations of conjugate gradient, at most
     cg_damping: float = 0.1  # added to the diagonal of H
     line_search_steps: int = 10  # step lengths to try
     line_search_shrink: float = 0.8  # ratio of one step length to the one before
@@ -76,7 +77,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
+    total_timesteps: int = 100_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 16  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float = 3e-3  # Adam's initial step size
@@ -84,7 +85,7 @@ class Args:
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
@@ -94,7 +95,7 @@ class Args:
 
 def check_batch(args):
     if args.num_envs * args.num_steps < 2:  # the standard deviation of one sample is undefined
-        raise InputError(f"--num-steps {args.num_steps}: times --num-envs {args.num_envs} must be at least 2")
+        raise InputError(f"--num-steps {args.num_steps}: with --num-envs {args.num_envs}, must be at least 2")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
@@ -113,7 +114,7 @@ def surrogate(pi, pi_old, act, adv):
 
 
 def flat_gradient(loss, params, **options):
-    """Gradient of a scalar as one vector [P]."""
+    """Gradient of a scalar as one vector [P]; options are those of torch.autograd.grad."""
     grads = torch.autograd.grad(loss, params, **options)
     return torch.cat([grad.reshape(-1) for grad in grads])
 
@@ -130,21 +131,21 @@ def fisher_vector_product(kl_grad, params, x, damping):
 
 def conjugate_gradient(fvp, g, iterations):
     """Solve fvp(x) = g in at most `iterations` iterations; g and result [P] (Hestenes and Stiefel 1952)."""
-    x, r, p = torch.zeros_like(g), g, g
+    x, r, p = torch.zeros_like(g), g, g  # solution, residual g - fvp(x), search direction
     rr = r @ r
     for _ in range(iterations):
-        if rr < 1e-10:
+        if rr < 1e-10:  # solved
             break
-        Ap = fvp(p)
-        alpha = rr / (p @ Ap)
-        x, r = x + alpha * p, r - alpha * Ap
+        Hp = fvp(p)
+        alpha = rr / (p @ Hp)
+        x, r = x + alpha * p, r - alpha * Hp
         last_rr, rr = rr, r @ r
         p = r + rr / last_rr * p
     return x
 
 
 def natural_gradient_step(fvp, g, max_kl, iterations):
-    """Step x along H^-1 g with x^T H x / 2 = max_kl, H including damping; 0 if x^T H x <= 0 (Appendix C)."""
+    """Step x along H^-1 g with x^T H x / 2 = max_kl, where H includes the damping; 0 if g is 0 (Appendix C)."""
     x = conjugate_gradient(fvp, g, iterations)
     xHx = x @ fvp(x)
     return x * (2 * max_kl / xHx).sqrt() if xHx > 0 else torch.zeros_like(x)
@@ -159,32 +160,32 @@ def line_search(surrogate_and_kl, params, step, max_kl, shrink, tries):
         objective, kl = surrogate_and_kl()
         if objective > before and kl <= max_kl:  # false if either is nan
             return fraction
-    vector_to_parameters(start, params)
+    vector_to_parameters(start, params)  # none does: no step
     return 0.0
 
 
 def update(agent, optimizer, batch, lr, max_kl, args):
-    """Take a natural gradient step on the policy (Eq. 14) and several gradient steps on the values; returns metrics."""
-    params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    """Take a natural gradient step with line search on the policy, then Adam steps on the critic; returns metrics."""
+    params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]  # those of the policy
     adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     pi = agent.policy(batch.obs)
-    pi_old = agent.distribution(pi.params.detach())
+    pi_old = agent.distribution(pi.params.detach())  # equal to pi, but constant
 
     g = policy_gradient(surrogate(pi, pi_old, batch.act, adv), params)
-    kl_grad = flat_gradient(pi_old.kl(pi).mean(), params, create_graph=True)
+    kl_grad = flat_gradient(pi_old.kl(pi).mean(), params, create_graph=True)  # 0 here; its derivative is H
 
     def fvp(x):
         return fisher_vector_product(kl_grad, params, x, args.cg_damping)
 
     def surrogate_and_kl():
-        pi = agent.policy(batch.obs)
-        objective, kl = surrogate(pi, pi_old, batch.act, adv), pi_old.kl(pi).mean()
+        pi_new = agent.policy(batch.obs)
+        objective, kl = surrogate(pi_new, pi_old, batch.act, adv), pi_old.kl(pi_new).mean()
         return all_mean(torch.stack([objective, kl]))
 
     step = natural_gradient_step(fvp, g, max_kl, args.cg_iters)
     fraction = line_search(surrogate_and_kl, params, step, max_kl, args.line_search_shrink, args.line_search_steps)
     with torch.no_grad():
-        objective, kl = surrogate_and_kl()
+        objective, kl = surrogate_and_kl()  # of the step taken; entropy and grad_norm are of the old policy
 
     for _ in range(args.value_epochs):
         value_loss = nn.functional.mse_loss(agent.value(batch.obs), batch.ret)
@@ -209,20 +210,20 @@ def train(args):
 
             # Collect T steps in each of N environments with the current policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps)
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done = rollout  # [T, N, ...] each
 
             # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
-                val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
-                agent.reward_norm.update(b_rew, b_done, args.gamma)
-                rew = agent.reward_norm(b_rew)
-                adv = gae(rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
+                val, next_val = agent.value(torch.stack([rollout.obs, rollout.next_obs]))
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                rew = agent.reward_norm(rollout.rew)
+                adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, args.gae_lambda)
 
             # Update; adv + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
-            columns = [x.flatten(0, 1) for x in (b_obs, b_act, adv, adv + val)]
-            metrics = update(agent, optimizer, Batch(*columns), lr, max_kl, args)
-            agent.obs_norm.update(b_obs.flatten(0, 1))
-            run.report(b_rew, b_done, metrics)
+            columns = rollout.obs, rollout.act, adv, adv + val
+            batch = Batch(*[x.flatten(0, 1) for x in columns])
+            metrics = update(agent, optimizer, batch, lr, max_kl, args)
+            agent.obs_norm.update(rollout.obs.flatten(0, 1))
+            run.report(rollout.rew, rollout.done, metrics)
     return agent
 
 
@@ -232,10 +233,13 @@ RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of wo
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
+Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
+
+
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
+    Returns the rollout, with act [T, N, K], and the observations to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -245,7 +249,7 @@ def collect(agent, envs, obs, num_steps):
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return [to_tensor(column, agent.device) for column in zip(*steps)], obs
+    return Rollout(*[to_tensor(column, agent.device) for column in zip(*steps)]), obs
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
@@ -273,7 +277,10 @@ class Categorical:  # written out, like Gaussian, because torch.distributions ta
 
 
 class Gaussian:
-    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2]."""
+    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2].
+
+    Samples are not bounded. The environment clips them to its bounds; log_prob is that of the sample itself.
+    """
 
     def __init__(self, params):
         self.params = params
@@ -409,9 +416,9 @@ class ActorCritic(nn.Module):
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
-            self.mask = nn.Buffer(-1e9 * missing, persistent=False)
+            self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
             self.distribution, outputs = Categorical, self.mask.numel()
-        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
+        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
     @property
@@ -468,7 +475,7 @@ def wrap_observations(env):
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
-    if shape[0] < shape[2]:
+    if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
     space = spaces.Box(low, high, dtype=space.dtype)
@@ -549,8 +556,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
-        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -588,8 +595,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -641,7 +647,7 @@ class Run:
         """Evaluate the agent, write eval.json and print the result."""
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget may end within a rollout
+        self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -662,7 +668,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
@@ -706,7 +712,7 @@ class Adam(nn.Module):
     def step(self, loss, lr):
         """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
-        loss.backward()
+        loss.backward()  # adds to the views of self.grad
         grad = all_mean(self.grad)
         norm = grad.norm()
         grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

@@ -12,20 +12,21 @@ The gradient of the expected return has the form E[sum_t psi_t grad log pi(a_t|s
 
 The first follows from the log-derivative trick. With gamma = 1, the second and third have the same mean as the first
 and usually less variance: E[grad log pi(a|s)] = sum_a pi(a|s) grad log pi(a|s) = grad sum_a pi(a|s) = 0, so a term that
-does not depend on a_t, such as the rewards before t or V(s_t), can be subtracted. Where a rollout or a time limit cuts
-an episode, the third bootstraps, biased if the critic is wrong. The fourth always does: less variance, more bias.
+does not depend on a_t, such as the rewards before t or V(s_t), can be subtracted. Where a rollout or time limit cuts an
+episode, the third bootstraps, biased if the critic is wrong; the fourth does at every step: less variance, more bias.
 
-With gamma < 1, total-return follows the gradient of the discounted return. The other forms omit a factor gamma^t, which
-would give late steps almost no weight. They are biased and not the gradient of any objective (Nota and Thomas 2020).
+With gamma < 1, total-return follows the gradient of the discounted return. The other forms leave out a factor gamma^t
+of that gradient, because it gives late steps little weight. They follow no objective's gradient (Nota and Thomas 2020).
 
-Without a critic there is nothing to bootstrap from, so the first two forms use whole episodes: each rollout resets all
-environments and runs past T steps until every episode that started within them has ended or timed out.
+The first two forms do not use the critic and cannot bootstrap. They need whole episodes: each rollout resets all
+environments and runs past T steps until every episode that started within them has ended, or reached its time limit.
+Steps of later episodes are not learned from. Such rollouts are longer, and updates fewer, than with the other forms.
 
 Not in the papers: psi standardized in each batch, with 0.1 added to the standard deviation (this subtracts a constant
-baseline in every form); Adam; gradient norm clipping; observations and rewards scaled by running statistics and clipped
-at 10; orthogonal initialization; tanh on the mean of bounded actions.
+baseline in every form); a critic fit by Adam to psi + V; gradient norm clipping; observations and rewards scaled by
+running statistics and clipped at 10; orthogonal initialization; tanh on the mean of bounded actions.
 
-Shapes: T steps of N environments; B rows of a batch; K action components.
+Shapes: T steps of N environments, or L >= T with whole episodes; B rows of a batch; K action components.
 """
 
 # /// script
@@ -73,7 +74,7 @@ class Args:
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 100_000  # environment steps, summed over environments and torchrun's workers
+    total_timesteps: int = 100_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.995  # discount factor
     learning_rate: float = 3e-3  # Adam's initial step size
@@ -81,7 +82,7 @@ class Args:
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
     checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
@@ -91,7 +92,7 @@ class Args:
 
 def check_batch(args):
     if args.num_envs * args.num_steps < 2:  # the standard deviation of one sample is undefined
-        raise InputError(f"--num-steps {args.num_steps}: times --num-envs {args.num_envs} must be at least 2")
+        raise InputError(f"--num-steps {args.num_steps}: with --num-envs {args.num_envs}, must be at least 2")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
@@ -121,7 +122,7 @@ def total_return(rew, done, gamma):
 
 
 def psi(form, rew, val, next_val, terminated, done, gamma, lam):
-    """psi_t, the weight of grad log pi(a_t|s_t); the other arguments and the result [T, N] (Eq. 1)."""
+    """psi_t, the weight of grad log pi(a_t|s_t); rew, val, next_val, terminated, done and result [T, N] (Eq. 1)."""
     if form == "total-return":
         return total_return(rew, done, gamma)
     if form == "reward-to-go":
@@ -130,27 +131,27 @@ def psi(form, rew, val, next_val, terminated, done, gamma, lam):
 
 
 def started_before(num_steps, done):
-    """Mask of the steps whose episode started before step num_steps of the rollout; done and result [T, N]."""
+    """Mask of the steps whose episode started before step num_steps of the rollout; done and result [L, N]."""
     ends = done.clone()
     ends[: num_steps - 1] = False  # only ends from step T - 1 on are followed by steps that do not count
     return (ends.cumsum(0) - ends.int()) == 0  # no such end before this step
 
 
 def collect_episodes(agent, envs, obs, args):
-    """Collect T steps; without a critic, also the rest of their episodes. A last column masks the steps that count."""
+    """Collect T steps, or whole episodes without a critic; returns rollout, mask of steps that count [L, N], obs."""
     rollout, obs = collect(agent, envs, obs, args.num_steps)
     if args.form in WITHOUT_CRITIC:
-        parts, unfinished = [rollout], ~rollout[-1][-1]  # [N], from done at the last step
+        parts, unfinished = [rollout], ~rollout.done[-1]  # [N]
         while all_mean(unfinished.float().max()) > 0:  # until all workers have finished
             step, obs = collect(agent, envs, obs, 1)
-            unfinished &= ~step[-1][0]
+            unfinished &= ~step.done[0]
             parts.append(step)
-        rollout, obs = [torch.cat(columns) for columns in zip(*parts)], None  # the next rollout starts new episodes
-    return [*rollout, started_before(args.num_steps, rollout[-1])], obs
+        rollout, obs = Rollout(*map(torch.cat, zip(*parts))), None  # the next rollout resets all environments
+    return rollout, started_before(args.num_steps, rollout.done), obs
 
 
 def update(agent, optimizer, value_optimizer, batch, lr, args):
-    """Take one gradient step on the policy (Eq. 1) and several on the values; returns metrics."""
+    """Take one gradient step on the policy (Eq. 1) and several on the critic; returns metrics."""
     pi = agent.policy(batch.obs)
     psi_t = (batch.psi - batch.psi.mean()) / (batch.psi.std() + ADV_STD_EPS)
     policy_loss = -(pi.log_prob(batch.act) * psi_t).mean()
@@ -168,30 +169,31 @@ def train(args):
     """Train an agent and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     envs, device = setup(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    policy_params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    policy_params = [p for name, p in agent.named_parameters() if not name.startswith("critic")]  # actor, log_std
     optimizer, value_optimizer = Adam(policy_params, args), Adam(agent.critic.parameters(), args)
     obs = None
     with Run(args, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:  # at end: save, evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
+            obs = run.checkpoint_if_due(envs, obs)  # if obs is None and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
 
             # Collect T steps in each of N environments with the current policy, or whole episodes.
-            rollout, obs = collect_episodes(agent, envs, obs, args)
-            b_obs, b_act, b_rew, b_next_obs, b_terminated, b_done, rows = rollout  # [T, N, ...] each
+            rollout, counts, obs = collect_episodes(agent, envs, obs, args)
 
             # Compute psi, the weight of each action's grad log pi.
             with torch.no_grad():
-                val, next_val = agent.value(torch.stack([b_obs, b_next_obs]))
-                agent.reward_norm.update(b_rew, b_done, args.gamma)
-                rew = agent.reward_norm(b_rew)
-                psi_t = psi(args.form, rew, val, next_val, b_terminated, b_done, args.gamma, args.gae_lambda)
+                val, next_val = agent.value(torch.stack([rollout.obs, rollout.next_obs]))
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                rew = agent.reward_norm(rollout.rew)
+                ends = rollout.terminated, rollout.done
+                psi_t = psi(args.form, rew, val, next_val, *ends, args.gamma, args.gae_lambda)
 
-            # Update. The observation statistics change last, so that the update normalizes as the rollout did.
-            columns = [x[rows] for x in (b_obs, b_act, psi_t, psi_t + val)]
-            metrics = update(agent, optimizer, value_optimizer, Batch(*columns), lr, args)
-            agent.obs_norm.update(b_obs.flatten(0, 1))
-            run.report(b_rew, b_done & rows, metrics)  # without episodes begun after T steps
+            # Update; psi + val are V's targets. obs_norm changes last, so that update normalizes as the rollout did.
+            columns = rollout.obs, rollout.act, psi_t, psi_t + val
+            batch = Batch(*[x[counts] for x in columns])
+            metrics = update(agent, optimizer, value_optimizer, batch, lr, args)
+            agent.obs_norm.update(rollout.obs.flatten(0, 1))
+            run.report(rollout.rew, rollout.done & counts, metrics)
     return agent
 
 
@@ -201,10 +203,13 @@ RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of wo
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
+Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
+
+
 def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments with the current policy, from observations obs [N, *obs].
 
-    Returns obs, act [T, N, K], rew, next_obs, terminated and done, [T, N, ...] each, and obs to continue from.
+    Returns the rollout, with act [T, N, K], and the observations to continue from.
     """
     steps = []
     for _ in range(num_steps):
@@ -214,7 +219,7 @@ def collect(agent, envs, obs, num_steps):
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return [to_tensor(column, agent.device) for column in zip(*steps)], obs
+    return Rollout(*[to_tensor(column, agent.device) for column in zip(*steps)]), obs
 
 
 class Categorical:  # written out, like Gaussian, because torch.distributions takes ten times as long
@@ -242,7 +247,10 @@ class Categorical:  # written out, like Gaussian, because torch.distributions ta
 
 
 class Gaussian:
-    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2]."""
+    """A normal distribution for each action component; params: mean and log standard deviation [..., K, 2].
+
+    Samples are not bounded. The environment clips them to its bounds; log_prob is that of the sample itself.
+    """
 
     def __init__(self, params):
         self.params = params
@@ -378,9 +386,9 @@ class ActorCritic(nn.Module):
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
-            self.mask = nn.Buffer(-1e9 * missing, persistent=False)
+            self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
             self.distribution, outputs = Categorical, self.mask.numel()
-        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
+        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
     @property
@@ -437,7 +445,7 @@ def wrap_observations(env):
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
         return env if len(shape) == 1 else wrappers.FlattenObservation(env)
-    if shape[0] < shape[2]:
+    if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
     space = spaces.Box(low, high, dtype=space.dtype)
@@ -518,8 +526,8 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch's own would import torch._dynamo, which
-        # keeps an existing process group beyond destroy_process_group; Python then sometimes aborts at its exit.
+        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
         return self
@@ -557,8 +565,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -610,7 +617,7 @@ class Run:
         """Evaluate the agent, write eval.json and print the result."""
         if RANK > 0:
             return
-        self.bar.total = self.step  # the budget may end within a rollout
+        self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
         if self.args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
@@ -631,7 +638,7 @@ class Run:
 
 
 def evaluate(agent, env, episodes, seed):
-    """Returns of some episodes with greedy actions, undiscounted and unscaled."""
+    """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
@@ -675,7 +682,7 @@ class Adam(nn.Module):
     def step(self, loss, lr):
         """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
         self.grad.zero_()
-        loss.backward()
+        loss.backward()  # adds to the views of self.grad
         grad = all_mean(self.grad)
         norm = grad.norm()
         grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

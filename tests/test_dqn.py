@@ -37,7 +37,7 @@ def rollout(ids, rew, terminated, done):
     obs = torch.as_tensor(ids, dtype=torch.float32)[..., None]
     act = torch.zeros(obs.shape[:-1], dtype=torch.int64)
     rew, terminated, done = (torch.as_tensor(x) for x in (rew, terminated, done))
-    return obs, act, rew.float(), obs + 0.5, terminated, done
+    return dqn.Rollout(obs, act, rew.float(), obs + 0.5, terminated, done)
 
 
 def sample(replay, size, n, gamma=0.9):
@@ -133,7 +133,7 @@ def test_the_oldest_steps_are_overwritten():
     replay = make_replay(4)
     for t in range(0, 12, 3):  # three steps at a time into four rows
         steps = np.arange(t, t + 3)[:, None]
-        replay.add(*rollout(steps, steps, steps < 0, steps < 0))
+        replay.add(rollout(steps, steps, steps < 0, steps < 0))
     assert len(replay) == 4
     obs = sample(replay, 1_000, n=1).obs
     assert sorted(set(obs.flatten().tolist())) == [8, 9, 10, 11]
@@ -142,7 +142,7 @@ def test_the_oldest_steps_are_overwritten():
 def test_sampling_is_uniform():
     replay = make_replay(12, num_envs=3)
     steps = np.arange(12).reshape(4, 3)
-    replay.add(*rollout(steps, steps, steps < 0, steps < 0))
+    replay.add(rollout(steps, steps, steps < 0, steps < 0))
     torch.manual_seed(0)
     obs = sample(replay, 12_000, n=3).obs
     counts = np.bincount(obs.flatten().long(), minlength=12)
@@ -161,7 +161,7 @@ def test_samples_stay_within_one_episode_and_say_where_it_ended(rng, num_envs, n
         done = rng.random((T, num_envs)) < 0.2
         terminated = done & (rng.random((T, num_envs)) < 0.5)
         rew = rng.integers(-4, 5, (T, num_envs)).astype(float)
-        replay.add(*rollout(ids, rew, terminated, done))
+        replay.add(rollout(ids, rew, terminated, done))
         history += zip(rew, terminated, done)
         total += T
         if rng.random() < 0.2:  # the environments are reset
@@ -189,7 +189,7 @@ def filled_replay():
     replay = make_replay(15, num_envs=3)
     for t in range(11):
         ids, end = np.arange(3 * t, 3 * t + 3)[None], np.full((1, 3), t % 4 == 3)
-        replay.add(*rollout(ids, ids % 10, end, end))
+        replay.add(rollout(ids, ids % 10, end, end))
     return replay
 
 
@@ -218,14 +218,14 @@ def test_a_restored_buffer_returns_what_was_saved_and_goes_on_with_it():
         assert batches[0].obs.min() > 0
         ids = np.arange(100, 106).reshape(2, 3)
         for buffer in (replay, restored):
-            buffer.add(*rollout(ids, ids, ids < 0, ids < 0))
+            buffer.add(rollout(ids, ids, ids < 0, ids < 0))
 
 
 def test_images_are_kept_as_bytes():
     replay = make_replay(6, 2, spaces.Box(0, 255, (3, 40, 36), np.uint8))
     image = torch.randint(256, (1, 2, 3, 40, 36), dtype=torch.uint8)
     zero = torch.zeros(1, 2)
-    replay.add(image, zero.long(), zero, image, zero.bool(), zero.bool())
+    replay.add(dqn.Rollout(image, zero.long(), zero, image, zero.bool(), zero.bool()))
     assert replay.obs.dtype == replay.next_obs.dtype == torch.uint8
     assert torch.equal(replay.obs[:2], image[0])
     assert sample(replay, 5, n=3).obs.dtype == torch.uint8

@@ -89,7 +89,7 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
     ("name", "flags", "sentence"),
     [
         *(
-            (name, "--num-envs 1 --num-steps 1", "--num-steps 1: times --num-envs 1 must be at least 2")
+            (name, "--num-envs 1 --num-steps 1", "--num-steps 1: with --num-envs 1, must be at least 2")
             for name in FAMILY[:3]
         ),
         *((name, "--total-timesteps 10", "--total-timesteps 10: must be at least one rollout, ") for name in FAMILY),
