@@ -14,11 +14,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
 sys.path.append(str(ROOT / "benchmarks"))  # after the scripts: both have a rlhf.py
-plot, train, speed, scale, slow = map(importlib.import_module, ["plot", "train", "speed", "scale", "slow"])
+plot, train, speed, scale, slow, animate = map(
+    importlib.import_module, ["plot", "train", "speed", "scale", "slow", "animate"]
+)
 ROWS = plot.results()
 README, EVIDENCE = (path.read_text() for path in plot.DOCUMENTS)
 PROSE = " ".join(EVIDENCE.split())  # without line breaks
@@ -527,6 +530,23 @@ def test_the_tables_of_measurements_have_all_cases():
         assert plot.distinct(rows, "setting") == list(settings)
     for row in found["speed"]:
         assert row["peer"] in speed.peers_of(speed.CASES[row["case"]], plot.PEERS)
+
+
+# The animated picture
+
+
+@pytest.mark.slow
+def test_an_agent_without_a_checkpoint_is_trained_and_all_panels_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(animate, "RUNS", tmp_path)
+    panel = animate.Panel("ppo", "CartPole-v1", steps=2_048, stride=10)
+    monkeypatch.setattr(animate, "PANELS", (panel, panel))
+    animate.main(frames=12, path=tmp_path / "agents.gif")
+    assert (panel.folder / "checkpoint.pt").exists()
+    with Image.open(tmp_path / "agents.gif") as picture:
+        assert picture.size == (2 * animate.SIZE[0], animate.SIZE[1] + animate.CAPTION)
+        assert picture.n_frames == 12  # an untrained agent falls: frames of later episodes are among them
+    assert (tmp_path / "agents.gif").stat().st_size < 1e6
 
 
 # The READMEs
