@@ -376,10 +376,10 @@ def ranked_responses(agent, actors, size, args):
 def compare(agent, run, args):
     """The judge ranks responses of the reference; from the second round on, every other one is the policy's."""
     actors = [agent.actor, agent.reference] if run.round else [agent.reference]
-    for step in run.steps(math.ceil(args.num_comparisons / CHUNK)):
-        first, size = step * CHUNK, min(CHUNK, args.num_comparisons - step * CHUNK)
-        rows = torch.arange(first, first + size) + run.round * args.num_comparisons
-        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, size, args)
+    chunks = torch.arange(args.num_comparisons).split(CHUNK)
+    for step in run.steps(len(chunks)):
+        rows = chunks[step] + run.round * args.num_comparisons
+        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, len(rows), args)
         run.report(gold=gold.mean())
     _, agree = pair_accuracy(gold, gold, args.label_noise)
     run.print(f"{args.num_comparisons} rankings of {args.num_ranked}; {agree:.0%} of pairs are as the judge sees them")
@@ -454,10 +454,8 @@ def train(args):
     """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     setup(args)
     agent = Agent(args, len(VOCABULARY), prompt_words=5, max_words=MAX_WORDS)
-    if args.resume:
-        restore(agent, args)
     if args.prompt:
-        return answer(agent, args.prompt)
+        return answer(agent, args)
 
     stages = [compare, fit_reward, improve_directly if args.algorithm == "dpo" else improve]
     if args.reward == "judge":
@@ -665,13 +663,13 @@ def evaluate(agent, num_responses):
     return results, zip(*texts)
 
 
-def answer(agent, prompt):
-    """Print responses of reference and policy to a prompt. Raises InputError."""
-    if prompt not in ALL_PROMPTS:
-        raise InputError(f"--prompt {prompt}: expected one of {', '.join(ALL_PROMPTS)}")
-    obs = encode([prompt] * 3)
+def answer(agent, args):
+    """Print three responses of reference and policy to --prompt."""
+    agent.load_state_dict(load(args.resume)["agent"])
+    obs = encode([args.prompt] * 3)
     for name, actor in ("before", agent.reference), ("after", agent.actor):
-        print(*(f"{name:8}{text}" for text in decode(sample(actor, obs, MAX_WORDS))), sep="\n")
+        for text in decode(sample(actor, obs, MAX_WORDS)):
+            print(f"{name:8}{text}")
 
 
 # From here on: folder, checkpoints, flags.
@@ -691,14 +689,23 @@ class Run:
         self.args, self.agent, self.optimizer, self.optimizer_state = args, agent, None, None
         self.stage, self.step, self.seconds, self.metrics_size = 0, 0, 0.0, 0
         if args.resume:
-            saved = load(args.resume)
-            self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-            self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
+            self.restore(load(args.resume))
         self.start = time.perf_counter() - self.seconds
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         self.open_files()
+
+    def restore(self, saved):
+        """Continue from a checkpoint."""
+        try:
+            self.agent.load_state_dict(saved["agent"])
+        except RuntimeError as error:
+            raise InputError(f"--resume {self.args.resume}: its agent does not fit the flags") from error
+        if self.args.kl_target is None:
+            self.agent.kl_coef.fill_(self.args.kl_coef)
+        self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
+        self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
 
     def open_files(self):
         """Create the folder with args.json and metrics.csv."""
@@ -739,20 +746,17 @@ class Run:
             self.step = step
             if step % self.args.checkpoint_every == 0:
                 self.save()
-                self.reseed()
             if optimizer:
                 factor = min((step + 1) / (WARMUP * total), 1) * (1 - step / total)
                 optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
             yield step
 
-    def reseed(self):
-        """At each checkpoint, so that a resumed run continues exactly as this one."""
+    def save(self):
+        """Write a checkpoint and reseed, so that a resumed run continues exactly as this one."""
         sequence = np.random.SeedSequence((self.args.seed, self.stage, self.step))
-        seed = int(sequence.generate_state(1)[0])
+        (seed,) = sequence.generate_state(1).tolist()
         random.seed(seed)
         torch.manual_seed(seed)
-
-    def save(self):
         saved = {
             "format": CHECKPOINT,
             "args": vars(self.args),
@@ -788,7 +792,6 @@ class Run:
     def finish(self):
         """Save, evaluate reference and policy, write eval.json and samples.txt, print the results."""
         self.save()
-        self.reseed()
         results, texts = evaluate(self.agent, self.args.eval_responses)
         (self.folder / "eval.json").write_text(json.dumps(results | {"seconds": self.seconds}, indent=2))
         samples = [f"{p}\n    before {g:5.1f}  {b}\n    after  {h:5.1f}  {a}\n" for p, g, b, h, a in texts]
@@ -835,6 +838,8 @@ def setup(args):
         raise InputError("--reward judge: dpo learns from rankings only")
     if args.prompt and not args.resume:
         raise InputError("--prompt: needs --resume and a checkpoint")
+    if args.prompt not in ["", *ALL_PROMPTS]:
+        raise InputError(f"--prompt {args.prompt}: expected one of {', '.join(ALL_PROMPTS)}")
     try:
         torch.set_default_device(torch.zeros(1, device=args.device).device)
     except (RuntimeError, AssertionError) as error:
@@ -853,16 +858,6 @@ def load(path):
     if found != CHECKPOINT:
         raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
     return saved
-
-
-def restore(agent, args):
-    """Load what an agent has learned so far from the checkpoint. Raises InputError."""
-    try:
-        agent.load_state_dict(load(args.resume)["agent"])
-    except RuntimeError as error:
-        raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
-    if args.kl_target is None:
-        agent.kl_coef.fill_(args.kl_coef)
 
 
 def main():
