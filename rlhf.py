@@ -60,8 +60,7 @@ CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}  # other flags: see check_limits
-LIMITS |= dict.fromkeys(["seed", "frozen_layers"], (0, math.inf))
+LIMITS |= {"seed": (0, math.inf), "gae_lambda": (0, 1), "frozen_layers": (0, math.inf)}  # others: see check_limits
 
 
 @dataclass
@@ -74,7 +73,7 @@ class Args:
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
     kl_coef: float = 0.2  # beta, price of a nat, in standard deviations of the reference's score
-    kl_target: float | None = None  # adapt beta until a response has this KL to the reference, in nats
+    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
     sft_steps: int = 600  # gradient steps of finetune
@@ -105,8 +104,8 @@ class Args:
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
 
-PROMPTS = "how was the DISH ? | you liked the DISH ? | what about the DISH ?"
 GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dish in the prompt
+    "PROMPT": "how was the ASKED ? | you liked the ASKED ? | what about the ASKED ?",
     "RESPONSE": "SHORT | SHORT SHORT | SHORT SHORT SHORT | LONG | LONG SHORT | SHORT LONG | LONG LONG",
     "SHORT": "the DISH was TASTE . | the STAFF was MANNER . | the PLACE was LOOK . | i will RETURN .",
     "LONG": "the DISH was TASTE LINK TASTE . | the STAFF was MANNER LINK MANNER . | the PLACE was LOOK LINK LOOK .",
@@ -132,11 +131,12 @@ RULES = {}
 for symbol, rules in GRAMMAR.items():
     RULES[symbol] = [rule.split() for rule in rules.split("|")]
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
-ALL_PROMPTS = [prompt.strip().replace("DISH", dish) for prompt in PROMPTS.split("|") for dish in DISHES]
-SYMBOLS = " ".join([*ALL_PROMPTS, *GRAMMAR.values()]).replace("|", "").split()
-VOCABULARY = ["<eos>", *sorted({symbol for symbol in SYMBOLS if not symbol.isupper()})]
+ALL_PROMPTS = [" ".join(prompt).replace("ASKED", dish) for prompt in RULES["PROMPT"] for dish in DISHES]
+WORDS = {symbol for rules in GRAMMAR.values() for symbol in rules.split() if not symbol.isupper()} - {"|"}
+VOCABULARY = ["<eos>", *sorted(WORDS)]
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
 EOS, PAD = 0, -1  # PAD fills the rows after <eos>; it is not in the vocabulary, so no model can produce it
+NUM_WORDS, PROMPT_WORDS = len(VOCABULARY), 5
 MAX_WORDS = 19  # the longest response of the language, and <eos>
 
 
@@ -187,10 +187,9 @@ def judge(text):
     return 2 * math.tanh(praise / 2) + on_topic - repeated - broken - 0.15 * excess
 
 
-def encode(texts, length=0):
-    """Texts as rows of word numbers, padded to length or to the longest text: [B, length]."""
+def encode(texts, length=PROMPT_WORDS):
+    """Texts as rows of word numbers, padded to length: [B, length]."""
     rows = [[WORD_ID[word] for word in text.split()] for text in texts]
-    length = length or max(map(len, rows))
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
@@ -434,7 +433,7 @@ def improve(agent, run, args):
         # Improve.
         metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
         run.report(kl_coef=agent.kl_coef, **metrics)
-        if args.kl_target is not None:
+        if args.kl_target:
             kl = metrics["kl"].mean().item()
             agent.kl_coef.fill_(adapt_kl_coef(agent.kl_coef.item(), kl, args.kl_target, args.batch_size))
 
@@ -453,14 +452,12 @@ def improve_directly(agent, run, args):
 def train(args):
     """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     setup(args)
-    agent = Agent(args, len(VOCABULARY), prompt_words=5, max_words=MAX_WORDS)
+    agent = Agent(args)
     if args.prompt:
         return answer(agent, args)
 
-    stages = [compare, fit_reward, improve_directly if args.algorithm == "dpo" else improve]
-    if args.reward == "judge":
-        stages = [improve]
-
+    last = improve_directly if args.algorithm == "dpo" else improve
+    stages = [last] if args.reward == "judge" else [compare, fit_reward, last]
     with Run(args, agent) as run:  # at its end: evaluate
         for stage in run.stages([finetune, *stages * args.rounds]):
             stage(agent, run, args)
@@ -537,15 +534,14 @@ class Transformer(nn.Module):
 
 def before_each_action(model, obs, act):
     """Outputs of a model that has read the prompt and the words so far: [B, P], [B, T] -> [B, T, outputs]."""
-    text = torch.cat([obs, act], 1)
-    return model(text[:, :-1])[:, obs.shape[1] - 1 :]
+    return model(torch.cat([obs, act[:, :-1]], 1))[:, obs.shape[1] - 1 :]
 
 
 def after_last_action(model, obs, act):
     """Output of a scorer that has read prompt and response: [B, P], [B, T] -> [B]."""
-    output = model(torch.cat([obs, act], 1)).squeeze(2)
-    last = obs.shape[1] + (act != PAD).sum(1, keepdim=True) - 1
-    return output.gather(1, last).squeeze(1)
+    output = model(torch.cat([obs, act], 1))
+    last = obs.shape[1] + (act != PAD).sum(1) - 1
+    return output[torch.arange(len(obs)), last, 0]
 
 
 def next_words(actor, obs, act):
@@ -571,7 +567,7 @@ def sample(actor, obs, length):
 class Agent(nn.Module):
     """All that a checkpoint holds: policy and value function, reference and reward model, the rankings, and beta."""
 
-    def __init__(self, args, num_words, prompt_words, max_words):
+    def __init__(self, args, num_words=NUM_WORDS, prompt_words=PROMPT_WORDS, max_words=MAX_WORDS):
         super().__init__()
         length = prompt_words + max_words
         self.actor, self.reference = (Transformer(num_words, length, num_words, args) for _ in range(2))
@@ -581,7 +577,12 @@ class Agent(nn.Module):
         self.register_buffer("rankings", torch.full((num_rankings, args.num_ranked, max_words), PAD))
         self.register_buffer("score_std", torch.ones(()))  # of the reward model, before its scores were standardized
         self.register_buffer("kl_coef", torch.tensor(args.kl_coef))
-        self.judge, self.use_judge = load_judge(args.judge), args.reward == "judge"
+        self.use_judge = args.reward == "judge"
+        module, _, function = args.judge.partition(":")
+        try:
+            self.judge = getattr(importlib.import_module(module), function) if args.judge else judge
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
 
     def policy(self, obs, act):
         """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
@@ -600,15 +601,6 @@ class Agent(nn.Module):
         """What the policy is rewarded for, the reward model's scores of responses: [B, P], [B, T] -> [B]."""
         score = self.gold(obs, act) if self.use_judge else after_last_action(self.reward_model, obs, act)
         return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
-
-
-def load_judge(name):
-    """The function "my_module:function", or this script's. Raises InputError."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function) if name else judge
-    except (ValueError, ImportError, AttributeError) as error:
-        raise InputError(f"--judge {name}: {error}; expected my_module:function") from error
 
 
 def adam(learning_rate, models, frozen_layers=0):
@@ -643,15 +635,14 @@ def assess(agent, actor, obs, act):
 def evaluate(agent, num_responses):
     """Results of reference and policy on all prompts: means, win rate, J and its optimum; and a text of each."""
     repeats = max(1, num_responses // len(ALL_PROMPTS))
-    obs = encode([prompt for prompt in ALL_PROMPTS for _ in range(repeats)])
+    obs = encode(ALL_PROMPTS).repeat_interleave(repeats, 0)
     results, columns, texts = {"kl_coef": agent.kl_coef.item()}, [], [ALL_PROMPTS]
     for name, actor in ("reference", agent.reference), ("policy", agent.actor):
         act = sample(actor, obs, MAX_WORDS)
         _, ref_logp, metrics = assess(agent, actor, obs, act)
         logp, score, gold = agent.policy(obs, act).log_prob(act), metrics["score"], metrics["gold"]
         metrics["J"] = score - agent.kl_coef * metrics["kl"]
-        results[name] = {key: x.mean().item() for key, x in metrics.items()}
-        results[name]["gold_std"] = gold.std().item()
+        results[name] = {key: x.mean().item() for key, x in metrics.items()} | {"gold_std": gold.std().item()}
         column = torch.stack([gold, score, logp.sum(1), ref_logp.sum(1)])
         columns.append(column.double().view(4, -1, repeats))  # [4, prompts, samples]
         texts += [gold.tolist()[::repeats], decode(act)[::repeats]]
@@ -702,7 +693,7 @@ class Run:
             self.agent.load_state_dict(saved["agent"])
         except RuntimeError as error:
             raise InputError(f"--resume {self.args.resume}: its agent does not fit the flags") from error
-        if self.args.kl_target is None:
+        if not self.args.kl_target:
             self.agent.kl_coef.fill_(self.args.kl_coef)
         self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
         self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
@@ -740,8 +731,7 @@ class Run:
         self.optimizer, state, self.optimizer_state = optimizer, self.optimizer_state, None
         if state:
             optimizer.load_state_dict(state)
-        left = range(self.step, total)
-        self.bar = tqdm(left, self.name, total, initial=self.step, disable=None)
+        self.bar = tqdm(range(self.step, total), self.name, total, initial=self.step, disable=None)
         for step in self.bar:
             self.step = step
             if step % self.args.checkpoint_every == 0:
