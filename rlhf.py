@@ -9,6 +9,7 @@ arXiv:2305.18290.
 2. compare: it writes several responses to each prompt, and a judge ranks them, with noise.
 3. fit_reward: a reward model learns to predict the rankings.
 4. improve: the policy maximizes J = E[score] - beta KL(policy || reference); the reference is the model of stage 1.
+With --rounds, stages 2 to 4 follow again: the models go on from where they are, with the rankings of all rounds.
 
 The models see only texts and rankings. But the language is a grammar and the judge a function, both in this file, so
 the best possible result of each stage is known, and printed beside its own.
@@ -20,7 +21,9 @@ policy stands a second, frozen one, the reference, and each word costs beta log(
 Why the penalty: the reward model is accurate only on texts like those it was trained on, and with --kl-coef 0 the
 policy finds texts that it overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
 
-Left out: weights shared by policy and critic, low-rank adapters, a sampling temperature, several workers.
+Not as in the papers: RLOO's steps are clipped, as PPO's; all losses are means over words, so that long responses count
+more, also in GRPO. Left out: the pretraining term in Eq. 2 of Ouyang et al., weights shared by policy and critic,
+low-rank adapters, a sampling temperature, several workers.
 
 Shapes: B responses of up to T words to prompts of P words; K responses in a ranking; V words in the vocabulary.
 """
@@ -60,7 +63,8 @@ CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"seed": (0, math.inf), "gae_lambda": (0, 1), "frozen_layers": (0, math.inf)}  # others: see check_limits
+LIMITS |= {"seed": (0, math.inf), "frozen_layers": (0, math.inf)}
+LIMITS["gae_lambda"] = 0, 1  # other flags: see check_limits
 
 
 @dataclass
@@ -72,7 +76,7 @@ class Args:
     num_ranked: int = 2  # K, responses in a ranking
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
-    kl_coef: float = 0.2  # beta, price of a nat, in standard deviations of the reference's score
+    kl_coef: float = 0.2  # beta, price of a nat; the reward model's scores of the reference have standard deviation 1
     kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
@@ -132,8 +136,8 @@ for symbol, rules in GRAMMAR.items():
     RULES[symbol] = [rule.split() for rule in rules.split("|")]
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 ALL_PROMPTS = [" ".join(prompt).replace("ASKED", dish) for prompt in RULES["PROMPT"] for dish in DISHES]
-WORDS = {symbol for rules in GRAMMAR.values() for symbol in rules.split() if not symbol.isupper()} - {"|"}
-VOCABULARY = ["<eos>", *sorted(WORDS)]
+SYMBOLS = " ".join(GRAMMAR.values()).replace("|", "").split()
+VOCABULARY = ["<eos>", *sorted({symbol for symbol in SYMBOLS if not symbol.isupper()})]
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
 EOS, PAD = 0, -1  # PAD fills the rows after <eos>; it is not in the vocabulary, so no model can produce it
 NUM_WORDS, PROMPT_WORDS = len(VOCABULARY), 5
@@ -390,13 +394,13 @@ def ranking_minibatches(agent, run, optimizer, args):
     parts = num_rankings // TEXTS
     for step in run.steps(args.reward_epochs * parts, optimizer):
         shuffle = torch.Generator(args.device).manual_seed(args.seed + step // parts)  # the same after a resume
-        rows = torch.randperm(num_rankings, generator=shuffle)[step % parts * TEXTS :][:TEXTS]
+        rows = torch.randperm(num_rankings, generator=shuffle).split(TEXTS)[step % parts]
         obs = agent.prompts[rows].repeat_interleave(args.num_ranked, 0)
         yield obs, agent.rankings[rows].flatten(0, 1)
 
 
 def fit_reward(agent, run, args):
-    """The reward model learns to predict the rankings; then its scores of the reference are standardized."""
+    """The reward model learns to predict the rankings; then its scores of the reference get mean 0 and variance 1."""
     model = agent.reward_model
     optimizer = adam(args.reward_learning_rate, [model], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
@@ -409,7 +413,7 @@ def fit_reward(agent, run, args):
         agent.score_std.copy_(score.std())
         model.head.weight /= score.std()
         model.head.bias.copy_((model.head.bias - score.mean()) / score.std())
-    agent.critic.load_state_dict(model.state_dict())  # better than a random start: it can read
+    agent.critic.load_state_dict(model.state_dict())  # as in Ouyang et al.: better than a random start
     accuracy, best = pair_accuracy(score.view_as(gold), gold, args.label_noise)
     run.print(f"predicts {accuracy:.1%} of new noisy pairs; knowing the judge, one could predict {best:.1%}")
 
@@ -534,7 +538,8 @@ class Transformer(nn.Module):
 
 def before_each_action(model, obs, act):
     """Outputs of a model that has read the prompt and the words so far: [B, P], [B, T] -> [B, T, outputs]."""
-    return model(torch.cat([obs, act[:, :-1]], 1))[:, obs.shape[1] - 1 :]
+    text = torch.cat([obs, act], 1)
+    return model(text[:, :-1])[:, obs.shape[1] - 1 :]
 
 
 def after_last_action(model, obs, act):
@@ -642,7 +647,8 @@ def evaluate(agent, num_responses):
         _, ref_logp, metrics = assess(agent, actor, obs, act)
         logp, score, gold = agent.policy(obs, act).log_prob(act), metrics["score"], metrics["gold"]
         metrics["J"] = score - agent.kl_coef * metrics["kl"]
-        results[name] = {key: x.mean().item() for key, x in metrics.items()} | {"gold_std": gold.std().item()}
+        results[name] = {key: x.mean().item() for key, x in metrics.items()}
+        results[name]["gold_std"] = gold.std().item()
         column = torch.stack([gold, score, logp.sum(1), ref_logp.sum(1)])
         columns.append(column.double().view(4, -1, repeats))  # [4, prompts, samples]
         texts += [gold.tolist()[::repeats], decode(act)[::repeats]]
@@ -731,7 +737,8 @@ class Run:
         self.optimizer, state, self.optimizer_state = optimizer, self.optimizer_state, None
         if state:
             optimizer.load_state_dict(state)
-        self.bar = tqdm(range(self.step, total), self.name, total, initial=self.step, disable=None)
+        left = range(self.step, total)
+        self.bar = tqdm(left, self.name, total, initial=self.step, disable=None)
         for step in self.bar:
             self.step = step
             if step % self.args.checkpoint_every == 0:
