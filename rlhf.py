@@ -21,9 +21,9 @@ policy stands a second, frozen one, the reference, and each word costs beta log(
 Why the penalty: the reward model is accurate only on texts like those it was trained on, and with --kl-coef 0 the
 policy finds texts that it overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
 
-Not as in the papers: RLOO's steps are clipped, as PPO's; all losses are means over words, so that long responses count
-more, also in GRPO. Left out: the pretraining term in Eq. 2 of Ouyang et al., weights shared by policy and critic,
-low-rank adapters, a sampling temperature, several workers.
+Not as in the papers: RLOO's steps are clipped, as PPO's, and GRPO's loss is a mean over words, so that long responses
+count more. Left out: the pretraining term in Eq. 2 of Ouyang et al., weights shared by policy and critic, low-rank
+adapters, a sampling temperature, several workers.
 
 Shapes: B responses of up to T words to prompts of P words; K responses in a ranking; V words in the vocabulary.
 """
@@ -314,7 +314,7 @@ def update(agent, optimizer, batch, args):
     losses = []
     for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
         obs, act, adv, ret, old_logp, ref_logp = minibatch
-        logp, is_action = agent.policy(obs, act).log_prob(act), act != PAD
+        logp, is_action = agent.actor.policy(obs, act).log_prob(act), act != PAD
         ratio, adv = (logp - old_logp).exp()[is_action], adv[is_action]
         value_loss = kl_loss = torch.zeros(())
         if args.algorithm == "ppo":
@@ -352,7 +352,7 @@ def finetune(agent, run, args):
     optimizer = adam(args.sft_learning_rate, [agent.actor])
     for _ in run.steps(args.sft_steps, optimizer):
         *_, obs, act = speak(TEXTS)
-        loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean()
+        loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     agent.reference.load_state_dict(agent.actor.state_dict())
@@ -361,7 +361,7 @@ def finetune(agent, run, args):
     agent.critic.load_state_dict(body, strict=False)
     agent.reward_model.load_state_dict(body, strict=False)
     prompts, responses, obs, act = speak(1_000)
-    loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean().item()
+    loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
     entropy = -sum(map(log_likelihood, prompts, responses)) / (act != PAD).sum()
     run.print(f"{loss:.3f} nats per word of new texts; the entropy of the language is {entropy:.3f}")
 
@@ -404,12 +404,12 @@ def fit_reward(agent, run, args):
     model = agent.reward_model
     optimizer = adam(args.reward_learning_rate, [model], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
-        loss = preference_loss(after_last_action(model, obs, act).view(-1, args.num_ranked))
+        loss = preference_loss(model.after_last_action(obs, act).view(-1, args.num_ranked))
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     with torch.no_grad():
         obs, act, gold = ranked_responses(agent, [agent.reference], 2_000, args)
-        score = after_last_action(model, obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
+        score = model.after_last_action(obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
         agent.score_std.copy_(score.std())
         model.head.weight /= score.std()
         model.head.bias.copy_((model.head.bias - score.mean()) / score.std())
@@ -447,8 +447,8 @@ def improve_directly(agent, run, args):
     optimizer = adam(args.learning_rate, [agent.actor], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
         with torch.no_grad():
-            ref_logp = next_words(agent.reference, obs, act).log_prob(act)
-        log_ratio = (agent.policy(obs, act).log_prob(act) - ref_logp).sum(1)
+            ref_logp = agent.reference.policy(obs, act).log_prob(act)
+        log_ratio = (agent.actor.policy(obs, act).log_prob(act) - ref_logp).sum(1)
         loss = dpo_loss(log_ratio.view(-1, args.num_ranked), agent.kl_coef * agent.score_std)
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
@@ -457,8 +457,10 @@ def train(args):
     """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     setup(args)
     agent = Agent(args)
+    if args.resume:
+        restore(agent, args)
     if args.prompt:
-        return answer(agent, args)
+        return answer(agent, args.prompt)
 
     last = improve_directly if args.algorithm == "dpo" else improve
     stages = [last] if args.reward == "judge" else [compare, fit_reward, last]
@@ -535,23 +537,20 @@ class Transformer(nn.Module):
             cache[:] = past
         return self.head(self.norm(x))
 
+    def before_each_action(self, obs, act):
+        """Outputs for the prompt and the words before each action of responses: [B, P], [B, T] -> [B, T, outputs]."""
+        text = torch.cat([obs, act], 1)
+        return self(text[:, :-1])[:, obs.shape[1] - 1 :]
 
-def before_each_action(model, obs, act):
-    """Outputs of a model that has read the prompt and the words so far: [B, P], [B, T] -> [B, T, outputs]."""
-    text = torch.cat([obs, act], 1)
-    return model(text[:, :-1])[:, obs.shape[1] - 1 :]
+    def after_last_action(self, obs, act):
+        """The only output for prompts and whole responses: [B, P], [B, T] -> [B]."""
+        output = self(torch.cat([obs, act], 1))
+        last = obs.shape[1] + (act != PAD).sum(1) - 1
+        return output[torch.arange(len(obs)), last, 0]
 
-
-def after_last_action(model, obs, act):
-    """Output of a scorer that has read prompt and response: [B, P], [B, T] -> [B]."""
-    output = model(torch.cat([obs, act], 1))
-    last = obs.shape[1] + (act != PAD).sum(1) - 1
-    return output[torch.arange(len(obs)), last, 0]
-
-
-def next_words(actor, obs, act):
-    """Distribution of each action of responses: [B, P], [B, T] -> [B, T, V]."""
-    return Categorical(before_each_action(actor, obs, act))
+    def policy(self, obs, act):
+        """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
+        return Categorical(self.before_each_action(obs, act))
 
 
 @torch.no_grad()
@@ -578,10 +577,10 @@ class Agent(nn.Module):
         self.actor, self.reference = (Transformer(num_words, length, num_words, args) for _ in range(2))
         self.critic, self.reward_model = (Transformer(num_words, length, 1, args) for _ in range(2))
         num_rankings = args.num_comparisons * args.rounds
-        self.register_buffer("prompts", torch.full((num_rankings, prompt_words), PAD))
-        self.register_buffer("rankings", torch.full((num_rankings, args.num_ranked, max_words), PAD))
-        self.register_buffer("score_std", torch.ones(()))  # of the reward model, before its scores were standardized
-        self.register_buffer("kl_coef", torch.tensor(args.kl_coef))
+        self.prompts = nn.Buffer(torch.full((num_rankings, prompt_words), PAD))
+        self.rankings = nn.Buffer(torch.full((num_rankings, args.num_ranked, max_words), PAD))
+        self.score_std = nn.Buffer(torch.ones(()))  # of the reward model, before its scores were standardized
+        self.kl_coef = nn.Buffer(torch.tensor(args.kl_coef))
         self.use_judge = args.reward == "judge"
         module, _, function = args.judge.partition(":")
         try:
@@ -589,13 +588,9 @@ class Agent(nn.Module):
         except (ValueError, ImportError, AttributeError) as error:
             raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
 
-    def policy(self, obs, act):
-        """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
-        return next_words(self.actor, obs, act)
-
     def value(self, obs, act):
         """Expected sum of the rewards from each action on, given the words before it: [B, P], [B, T] -> [B, T]."""
-        return before_each_action(self.critic, obs, act).squeeze(2)
+        return self.critic.before_each_action(obs, act).squeeze(2)
 
     def gold(self, obs, act):
         """The judge's scores of responses: [B, P], [B, T] -> [B]."""
@@ -603,8 +598,8 @@ class Agent(nn.Module):
         return torch.tensor([float(self.judge(text)) for text in texts])
 
     def score(self, obs, act):
-        """What the policy is rewarded for, the reward model's scores of responses: [B, P], [B, T] -> [B]."""
-        score = self.gold(obs, act) if self.use_judge else after_last_action(self.reward_model, obs, act)
+        """What the policy is rewarded for, scores by the reward model or the judge: [B, P], [B, T] -> [B]."""
+        score = self.gold(obs, act) if self.use_judge else self.reward_model.after_last_action(obs, act)
         return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
 
 
@@ -622,7 +617,7 @@ def adam(learning_rate, models, frozen_layers=0):
 
 def assess(agent, actor, obs, act):
     """Responses of actor: log-probabilities under it and under the reference [B, T], and metrics {name: [B]}."""
-    pi, ref = next_words(actor, obs, act), next_words(agent.reference, obs, act)
+    pi, ref = actor.policy(obs, act), agent.reference.policy(obs, act)
     is_action = act != PAD
     log_likelihoods = torch.tensor(list(map(log_likelihood, decode(obs), decode(act))))
     metrics = {
@@ -645,7 +640,8 @@ def evaluate(agent, num_responses):
     for name, actor in ("reference", agent.reference), ("policy", agent.actor):
         act = sample(actor, obs, MAX_WORDS)
         _, ref_logp, metrics = assess(agent, actor, obs, act)
-        logp, score, gold = agent.policy(obs, act).log_prob(act), metrics["score"], metrics["gold"]
+        logp = agent.actor.policy(obs, act).log_prob(act)
+        score, gold = metrics["score"], metrics["gold"]
         metrics["J"] = score - agent.kl_coef * metrics["kl"]
         results[name] = {key: x.mean().item() for key, x in metrics.items()}
         results[name]["gold_std"] = gold.std().item()
@@ -660,10 +656,9 @@ def evaluate(agent, num_responses):
     return results, zip(*texts)
 
 
-def answer(agent, args):
-    """Print three responses of reference and policy to --prompt."""
-    agent.load_state_dict(load(args.resume)["agent"])
-    obs = encode([args.prompt] * 3)
+def answer(agent, prompt):
+    """Print three responses of reference and policy to a prompt."""
+    obs = encode([prompt] * 3)
     for name, actor in ("before", agent.reference), ("after", agent.actor):
         for text in decode(sample(actor, obs, MAX_WORDS)):
             print(f"{name:8}{text}")
@@ -686,23 +681,14 @@ class Run:
         self.args, self.agent, self.optimizer, self.optimizer_state = args, agent, None, None
         self.stage, self.step, self.seconds, self.metrics_size = 0, 0, 0.0, 0
         if args.resume:
-            self.restore(load(args.resume))
+            saved = load(args.resume)
+            self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
+            self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
         self.start = time.perf_counter() - self.seconds
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         self.open_files()
-
-    def restore(self, saved):
-        """Continue from a checkpoint."""
-        try:
-            self.agent.load_state_dict(saved["agent"])
-        except RuntimeError as error:
-            raise InputError(f"--resume {self.args.resume}: its agent does not fit the flags") from error
-        if not self.args.kl_target:
-            self.agent.kl_coef.fill_(self.args.kl_coef)
-        self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-        self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
 
     def open_files(self):
         """Create the folder with args.json and metrics.csv."""
@@ -855,6 +841,16 @@ def load(path):
     if found != CHECKPOINT:
         raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
     return saved
+
+
+def restore(agent, args):
+    """Load what an agent has learned so far. Raises InputError."""
+    try:
+        agent.load_state_dict(load(args.resume)["agent"])
+    except RuntimeError as error:
+        raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
+    if not args.kl_target:
+        agent.kl_coef.fill_(args.kl_coef)
 
 
 def main():
