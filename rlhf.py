@@ -77,7 +77,7 @@ class Args:
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
     kl_coef: float = 0.2  # beta, price of a nat; the reward model's scores of the reference have standard deviation 1
-    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats
+    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats; not in dpo
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
     sft_steps: int = 600  # gradient steps of finetune
@@ -424,17 +424,17 @@ def improve(agent, run, args):
     optimizer = adam(args.learning_rate, models, args.frozen_layers)
     group_size = 1 if args.algorithm == "ppo" else args.group_size
     for _ in run.steps(args.iterations, optimizer):
-        # Collect: responses of the current policy.
+        # Collect responses of the current policy.
         prompts = random.choices(ALL_PROMPTS, k=args.batch_size // group_size)
         obs = encode(prompts).repeat_interleave(group_size, 0)
         act = sample(agent.actor, obs, MAX_WORDS)
 
-        # Evaluate: how much better than expected was each word?
+        # Estimate advantages: how much better than expected was each word?
         with torch.no_grad():
             logp, ref_logp, metrics = assess(agent, agent.actor, obs, act)
             adv, ret = advantages(agent, obs, act, metrics["score"], logp - ref_logp, args)
 
-        # Improve.
+        # Update the policy, and with PPO the critic.
         metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
         run.report(kl_coef=agent.kl_coef, **metrics)
         if args.kl_target:
