@@ -9,6 +9,7 @@ arXiv:2305.18290.
 2. compare: it writes several responses to each prompt, and a judge ranks them, with noise.
 3. fit_reward: a reward model learns to predict the rankings.
 4. improve: the policy maximizes J = E[score] - beta KL(policy || reference); the reference is the model of stage 1.
+With --rounds, stages 2 to 4 follow again: the models go on from where they are, with the rankings of all rounds.
 
 The models see only texts and rankings. But the language is a grammar and the judge a function, both in this file, so
 the best possible result of each stage is known, and printed beside its own.
@@ -20,7 +21,9 @@ policy stands a second, frozen one, the reference, and each word costs beta log(
 Why the penalty: the reward model is accurate only on texts like those it was trained on, and with --kl-coef 0 the
 policy finds texts that it overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
 
-Left out: weights shared by policy and critic, low-rank adapters, a sampling temperature, several workers.
+Not as in the papers: RLOO's steps are clipped, as PPO's, and GRPO's loss is a mean over words, so that long responses
+count more. Left out: the pretraining term in Eq. 2 of Ouyang et al., weights shared by policy and critic, low-rank
+adapters, a sampling temperature, several workers.
 
 Shapes: B responses of up to T words to prompts of P words; K responses in a ranking; V words in the vocabulary.
 """
@@ -60,8 +63,8 @@ CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"gae_lambda": (0, 1), "kl_target": (0.01, math.inf)}  # other flags: see check_limits
-LIMITS |= dict.fromkeys(["seed", "frozen_layers"], (0, math.inf))
+LIMITS |= {"seed": (0, math.inf), "frozen_layers": (0, math.inf)}
+LIMITS["gae_lambda"] = 0, 1  # other flags: see check_limits
 
 
 @dataclass
@@ -73,8 +76,8 @@ class Args:
     num_ranked: int = 2  # K, responses in a ranking
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
-    kl_coef: float = 0.2  # beta, price of a nat, in standard deviations of the reference's score
-    kl_target: float | None = None  # adapt beta until a response has this KL to the reference, in nats
+    kl_coef: float = 0.2  # beta, price of a nat; the reward model's scores of the reference have standard deviation 1
+    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats; not in dpo
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
     sft_steps: int = 600  # gradient steps of finetune
@@ -105,8 +108,8 @@ class Args:
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
 
-PROMPTS = "how was the DISH ? | you liked the DISH ? | what about the DISH ?"
 GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dish in the prompt
+    "PROMPT": "how was the ASKED ? | you liked the ASKED ? | what about the ASKED ?",
     "RESPONSE": "SHORT | SHORT SHORT | SHORT SHORT SHORT | LONG | LONG SHORT | SHORT LONG | LONG LONG",
     "SHORT": "the DISH was TASTE . | the STAFF was MANNER . | the PLACE was LOOK . | i will RETURN .",
     "LONG": "the DISH was TASTE LINK TASTE . | the STAFF was MANNER LINK MANNER . | the PLACE was LOOK LINK LOOK .",
@@ -132,11 +135,12 @@ RULES = {}
 for symbol, rules in GRAMMAR.items():
     RULES[symbol] = [rule.split() for rule in rules.split("|")]
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
-ALL_PROMPTS = [prompt.strip().replace("DISH", dish) for prompt in PROMPTS.split("|") for dish in DISHES]
-SYMBOLS = " ".join([*ALL_PROMPTS, *GRAMMAR.values()]).replace("|", "").split()
+ALL_PROMPTS = [" ".join(prompt).replace("ASKED", dish) for prompt in RULES["PROMPT"] for dish in DISHES]
+SYMBOLS = " ".join(GRAMMAR.values()).replace("|", "").split()
 VOCABULARY = ["<eos>", *sorted({symbol for symbol in SYMBOLS if not symbol.isupper()})]
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
 EOS, PAD = 0, -1  # PAD fills the rows after <eos>; it is not in the vocabulary, so no model can produce it
+NUM_WORDS, PROMPT_WORDS = len(VOCABULARY), 5
 MAX_WORDS = 19  # the longest response of the language, and <eos>
 
 
@@ -187,10 +191,9 @@ def judge(text):
     return 2 * math.tanh(praise / 2) + on_topic - repeated - broken - 0.15 * excess
 
 
-def encode(texts, length=0):
-    """Texts as rows of word numbers, padded to length or to the longest text: [B, length]."""
+def encode(texts, length=PROMPT_WORDS):
+    """Texts as rows of word numbers, padded to length: [B, length]."""
     rows = [[WORD_ID[word] for word in text.split()] for text in texts]
-    length = length or max(map(len, rows))
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
@@ -311,7 +314,7 @@ def update(agent, optimizer, batch, args):
     losses = []
     for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
         obs, act, adv, ret, old_logp, ref_logp = minibatch
-        logp, is_action = agent.policy(obs, act).log_prob(act), act != PAD
+        logp, is_action = agent.actor.policy(obs, act).log_prob(act), act != PAD
         ratio, adv = (logp - old_logp).exp()[is_action], adv[is_action]
         value_loss = kl_loss = torch.zeros(())
         if args.algorithm == "ppo":
@@ -349,7 +352,7 @@ def finetune(agent, run, args):
     optimizer = adam(args.sft_learning_rate, [agent.actor])
     for _ in run.steps(args.sft_steps, optimizer):
         *_, obs, act = speak(TEXTS)
-        loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean()
+        loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     agent.reference.load_state_dict(agent.actor.state_dict())
@@ -358,7 +361,7 @@ def finetune(agent, run, args):
     agent.critic.load_state_dict(body, strict=False)
     agent.reward_model.load_state_dict(body, strict=False)
     prompts, responses, obs, act = speak(1_000)
-    loss = -agent.policy(obs, act).log_prob(act)[act != PAD].mean().item()
+    loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
     entropy = -sum(map(log_likelihood, prompts, responses)) / (act != PAD).sum()
     run.print(f"{loss:.3f} nats per word of new texts; the entropy of the language is {entropy:.3f}")
 
@@ -376,10 +379,10 @@ def ranked_responses(agent, actors, size, args):
 def compare(agent, run, args):
     """The judge ranks responses of the reference; from the second round on, every other one is the policy's."""
     actors = [agent.actor, agent.reference] if run.round else [agent.reference]
-    for step in run.steps(math.ceil(args.num_comparisons / CHUNK)):
-        first, size = step * CHUNK, min(CHUNK, args.num_comparisons - step * CHUNK)
-        rows = torch.arange(first, first + size) + run.round * args.num_comparisons
-        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, size, args)
+    chunks = torch.arange(args.num_comparisons).split(CHUNK)
+    for step in run.steps(len(chunks)):
+        rows = chunks[step] + run.round * args.num_comparisons
+        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, len(rows), args)
         run.report(gold=gold.mean())
     _, agree = pair_accuracy(gold, gold, args.label_noise)
     run.print(f"{args.num_comparisons} rankings of {args.num_ranked}; {agree:.0%} of pairs are as the judge sees them")
@@ -391,26 +394,26 @@ def ranking_minibatches(agent, run, optimizer, args):
     parts = num_rankings // TEXTS
     for step in run.steps(args.reward_epochs * parts, optimizer):
         shuffle = torch.Generator(args.device).manual_seed(args.seed + step // parts)  # the same after a resume
-        rows = torch.randperm(num_rankings, generator=shuffle)[step % parts * TEXTS :][:TEXTS]
+        rows = torch.randperm(num_rankings, generator=shuffle).split(TEXTS)[step % parts]
         obs = agent.prompts[rows].repeat_interleave(args.num_ranked, 0)
         yield obs, agent.rankings[rows].flatten(0, 1)
 
 
 def fit_reward(agent, run, args):
-    """The reward model learns to predict the rankings; then its scores of the reference are standardized."""
+    """The reward model learns to predict the rankings; then its scores of the reference get mean 0 and variance 1."""
     model = agent.reward_model
     optimizer = adam(args.reward_learning_rate, [model], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
-        loss = preference_loss(after_last_action(model, obs, act).view(-1, args.num_ranked))
+        loss = preference_loss(model.after_last_action(obs, act).view(-1, args.num_ranked))
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
     with torch.no_grad():
         obs, act, gold = ranked_responses(agent, [agent.reference], 2_000, args)
-        score = after_last_action(model, obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
+        score = model.after_last_action(obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
         agent.score_std.copy_(score.std())
         model.head.weight /= score.std()
         model.head.bias.copy_((model.head.bias - score.mean()) / score.std())
-    agent.critic.load_state_dict(model.state_dict())  # better than a random start: it can read
+    agent.critic.load_state_dict(model.state_dict())  # as in Ouyang et al.: better than a random start
     accuracy, best = pair_accuracy(score.view_as(gold), gold, args.label_noise)
     run.print(f"predicts {accuracy:.1%} of new noisy pairs; knowing the judge, one could predict {best:.1%}")
 
@@ -421,20 +424,20 @@ def improve(agent, run, args):
     optimizer = adam(args.learning_rate, models, args.frozen_layers)
     group_size = 1 if args.algorithm == "ppo" else args.group_size
     for _ in run.steps(args.iterations, optimizer):
-        # Collect: responses of the current policy.
+        # Collect responses of the current policy.
         prompts = random.choices(ALL_PROMPTS, k=args.batch_size // group_size)
         obs = encode(prompts).repeat_interleave(group_size, 0)
         act = sample(agent.actor, obs, MAX_WORDS)
 
-        # Evaluate: how much better than expected was each word?
+        # Estimate advantages: how much better than expected was each word?
         with torch.no_grad():
             logp, ref_logp, metrics = assess(agent, agent.actor, obs, act)
             adv, ret = advantages(agent, obs, act, metrics["score"], logp - ref_logp, args)
 
-        # Improve.
+        # Update the policy, and with PPO the critic.
         metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
         run.report(kl_coef=agent.kl_coef, **metrics)
-        if args.kl_target is not None:
+        if args.kl_target:
             kl = metrics["kl"].mean().item()
             agent.kl_coef.fill_(adapt_kl_coef(agent.kl_coef.item(), kl, args.kl_target, args.batch_size))
 
@@ -444,8 +447,8 @@ def improve_directly(agent, run, args):
     optimizer = adam(args.learning_rate, [agent.actor], args.frozen_layers)
     for obs, act in ranking_minibatches(agent, run, optimizer, args):
         with torch.no_grad():
-            ref_logp = next_words(agent.reference, obs, act).log_prob(act)
-        log_ratio = (agent.policy(obs, act).log_prob(act) - ref_logp).sum(1)
+            ref_logp = agent.reference.policy(obs, act).log_prob(act)
+        log_ratio = (agent.actor.policy(obs, act).log_prob(act) - ref_logp).sum(1)
         loss = dpo_loss(log_ratio.view(-1, args.num_ranked), agent.kl_coef * agent.score_std)
         run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
 
@@ -453,16 +456,14 @@ def improve_directly(agent, run, args):
 def train(args):
     """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
     setup(args)
-    agent = Agent(args, len(VOCABULARY), prompt_words=5, max_words=MAX_WORDS)
+    agent = Agent(args)
     if args.resume:
         restore(agent, args)
     if args.prompt:
         return answer(agent, args.prompt)
 
-    stages = [compare, fit_reward, improve_directly if args.algorithm == "dpo" else improve]
-    if args.reward == "judge":
-        stages = [improve]
-
+    last = improve_directly if args.algorithm == "dpo" else improve
+    stages = [last] if args.reward == "judge" else [compare, fit_reward, last]
     with Run(args, agent) as run:  # at its end: evaluate
         for stage in run.stages([finetune, *stages * args.rounds]):
             stage(agent, run, args)
@@ -536,23 +537,20 @@ class Transformer(nn.Module):
             cache[:] = past
         return self.head(self.norm(x))
 
+    def before_each_action(self, obs, act):
+        """Outputs for the prompt and the words before each action of responses: [B, P], [B, T] -> [B, T, outputs]."""
+        text = torch.cat([obs, act], 1)
+        return self(text[:, :-1])[:, obs.shape[1] - 1 :]
 
-def before_each_action(model, obs, act):
-    """Outputs of a model that has read the prompt and the words so far: [B, P], [B, T] -> [B, T, outputs]."""
-    text = torch.cat([obs, act], 1)
-    return model(text[:, :-1])[:, obs.shape[1] - 1 :]
+    def after_last_action(self, obs, act):
+        """The only output for prompts and whole responses: [B, P], [B, T] -> [B]."""
+        output = self(torch.cat([obs, act], 1))
+        last = obs.shape[1] + (act != PAD).sum(1) - 1
+        return output[torch.arange(len(obs)), last, 0]
 
-
-def after_last_action(model, obs, act):
-    """Output of a scorer that has read prompt and response: [B, P], [B, T] -> [B]."""
-    output = model(torch.cat([obs, act], 1)).squeeze(2)
-    last = obs.shape[1] + (act != PAD).sum(1, keepdim=True) - 1
-    return output.gather(1, last).squeeze(1)
-
-
-def next_words(actor, obs, act):
-    """Distribution of each action of responses: [B, P], [B, T] -> [B, T, V]."""
-    return Categorical(before_each_action(actor, obs, act))
+    def policy(self, obs, act):
+        """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
+        return Categorical(self.before_each_action(obs, act))
 
 
 @torch.no_grad()
@@ -573,25 +571,26 @@ def sample(actor, obs, length):
 class Agent(nn.Module):
     """All that a checkpoint holds: policy and value function, reference and reward model, the rankings, and beta."""
 
-    def __init__(self, args, num_words, prompt_words, max_words):
+    def __init__(self, args, num_words=NUM_WORDS, prompt_words=PROMPT_WORDS, max_words=MAX_WORDS):
         super().__init__()
         length = prompt_words + max_words
         self.actor, self.reference = (Transformer(num_words, length, num_words, args) for _ in range(2))
         self.critic, self.reward_model = (Transformer(num_words, length, 1, args) for _ in range(2))
         num_rankings = args.num_comparisons * args.rounds
-        self.register_buffer("prompts", torch.full((num_rankings, prompt_words), PAD))
-        self.register_buffer("rankings", torch.full((num_rankings, args.num_ranked, max_words), PAD))
-        self.register_buffer("score_std", torch.ones(()))  # of the reward model, before its scores were standardized
-        self.register_buffer("kl_coef", torch.tensor(args.kl_coef))
-        self.judge, self.use_judge = load_judge(args.judge), args.reward == "judge"
-
-    def policy(self, obs, act):
-        """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
-        return next_words(self.actor, obs, act)
+        self.prompts = nn.Buffer(torch.full((num_rankings, prompt_words), PAD))
+        self.rankings = nn.Buffer(torch.full((num_rankings, args.num_ranked, max_words), PAD))
+        self.score_std = nn.Buffer(torch.ones(()))  # of the reward model, before its scores were standardized
+        self.kl_coef = nn.Buffer(torch.tensor(args.kl_coef))
+        self.use_judge = args.reward == "judge"
+        module, _, function = args.judge.partition(":")
+        try:
+            self.judge = getattr(importlib.import_module(module), function) if args.judge else judge
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
 
     def value(self, obs, act):
         """Expected sum of the rewards from each action on, given the words before it: [B, P], [B, T] -> [B, T]."""
-        return before_each_action(self.critic, obs, act).squeeze(2)
+        return self.critic.before_each_action(obs, act).squeeze(2)
 
     def gold(self, obs, act):
         """The judge's scores of responses: [B, P], [B, T] -> [B]."""
@@ -599,18 +598,9 @@ class Agent(nn.Module):
         return torch.tensor([float(self.judge(text)) for text in texts])
 
     def score(self, obs, act):
-        """What the policy is rewarded for, the reward model's scores of responses: [B, P], [B, T] -> [B]."""
-        score = self.gold(obs, act) if self.use_judge else after_last_action(self.reward_model, obs, act)
+        """What the policy is rewarded for, scores by the reward model or the judge: [B, P], [B, T] -> [B]."""
+        score = self.gold(obs, act) if self.use_judge else self.reward_model.after_last_action(obs, act)
         return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
-
-
-def load_judge(name):
-    """The function "my_module:function", or this script's. Raises InputError."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function) if name else judge
-    except (ValueError, ImportError, AttributeError) as error:
-        raise InputError(f"--judge {name}: {error}; expected my_module:function") from error
 
 
 def adam(learning_rate, models, frozen_layers=0):
@@ -627,7 +617,7 @@ def adam(learning_rate, models, frozen_layers=0):
 
 def assess(agent, actor, obs, act):
     """Responses of actor: log-probabilities under it and under the reference [B, T], and metrics {name: [B]}."""
-    pi, ref = next_words(actor, obs, act), next_words(agent.reference, obs, act)
+    pi, ref = actor.policy(obs, act), agent.reference.policy(obs, act)
     is_action = act != PAD
     log_likelihoods = torch.tensor(list(map(log_likelihood, decode(obs), decode(act))))
     metrics = {
@@ -645,12 +635,13 @@ def assess(agent, actor, obs, act):
 def evaluate(agent, num_responses):
     """Results of reference and policy on all prompts: means, win rate, J and its optimum; and a text of each."""
     repeats = max(1, num_responses // len(ALL_PROMPTS))
-    obs = encode([prompt for prompt in ALL_PROMPTS for _ in range(repeats)])
+    obs = encode(ALL_PROMPTS).repeat_interleave(repeats, 0)
     results, columns, texts = {"kl_coef": agent.kl_coef.item()}, [], [ALL_PROMPTS]
     for name, actor in ("reference", agent.reference), ("policy", agent.actor):
         act = sample(actor, obs, MAX_WORDS)
         _, ref_logp, metrics = assess(agent, actor, obs, act)
-        logp, score, gold = agent.policy(obs, act).log_prob(act), metrics["score"], metrics["gold"]
+        logp = agent.actor.policy(obs, act).log_prob(act)
+        score, gold = metrics["score"], metrics["gold"]
         metrics["J"] = score - agent.kl_coef * metrics["kl"]
         results[name] = {key: x.mean().item() for key, x in metrics.items()}
         results[name]["gold_std"] = gold.std().item()
@@ -666,12 +657,11 @@ def evaluate(agent, num_responses):
 
 
 def answer(agent, prompt):
-    """Print responses of reference and policy to a prompt. Raises InputError."""
-    if prompt not in ALL_PROMPTS:
-        raise InputError(f"--prompt {prompt}: expected one of {', '.join(ALL_PROMPTS)}")
+    """Print three responses of reference and policy to a prompt."""
     obs = encode([prompt] * 3)
     for name, actor in ("before", agent.reference), ("after", agent.actor):
-        print(*(f"{name:8}{text}" for text in decode(sample(actor, obs, MAX_WORDS))), sep="\n")
+        for text in decode(sample(actor, obs, MAX_WORDS)):
+            print(f"{name:8}{text}")
 
 
 # From here on: folder, checkpoints, flags.
@@ -739,20 +729,17 @@ class Run:
             self.step = step
             if step % self.args.checkpoint_every == 0:
                 self.save()
-                self.reseed()
             if optimizer:
                 factor = min((step + 1) / (WARMUP * total), 1) * (1 - step / total)
                 optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
             yield step
 
-    def reseed(self):
-        """At each checkpoint, so that a resumed run continues exactly as this one."""
+    def save(self):
+        """Write a checkpoint and reseed, so that a resumed run continues exactly as this one."""
         sequence = np.random.SeedSequence((self.args.seed, self.stage, self.step))
-        seed = int(sequence.generate_state(1)[0])
+        (seed,) = sequence.generate_state(1).tolist()
         random.seed(seed)
         torch.manual_seed(seed)
-
-    def save(self):
         saved = {
             "format": CHECKPOINT,
             "args": vars(self.args),
@@ -788,7 +775,6 @@ class Run:
     def finish(self):
         """Save, evaluate reference and policy, write eval.json and samples.txt, print the results."""
         self.save()
-        self.reseed()
         results, texts = evaluate(self.agent, self.args.eval_responses)
         (self.folder / "eval.json").write_text(json.dumps(results | {"seconds": self.seconds}, indent=2))
         samples = [f"{p}\n    before {g:5.1f}  {b}\n    after  {h:5.1f}  {a}\n" for p, g, b, h, a in texts]
@@ -835,6 +821,8 @@ def setup(args):
         raise InputError("--reward judge: dpo learns from rankings only")
     if args.prompt and not args.resume:
         raise InputError("--prompt: needs --resume and a checkpoint")
+    if args.prompt not in ["", *ALL_PROMPTS]:
+        raise InputError(f"--prompt {args.prompt}: expected one of {', '.join(ALL_PROMPTS)}")
     try:
         torch.set_default_device(torch.zeros(1, device=args.device).device)
     except (RuntimeError, AssertionError) as error:
@@ -856,12 +844,12 @@ def load(path):
 
 
 def restore(agent, args):
-    """Load what an agent has learned so far from the checkpoint. Raises InputError."""
+    """Load what an agent has learned so far. Raises InputError."""
     try:
         agent.load_state_dict(load(args.resume)["agent"])
     except RuntimeError as error:
         raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
-    if args.kl_target is None:
+    if not args.kl_target:
         agent.kl_coef.fill_(args.kl_coef)
 
 

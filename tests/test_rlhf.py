@@ -48,7 +48,7 @@ def tiny_agent(seed, noise=0.3, **flags):
 
 def log_probs(actor):
     """Log-probabilities of all responses, [85]."""
-    return rlhf.next_words(actor, OBS, ACT).log_prob(ACT).sum(1)
+    return actor.policy(OBS, ACT).log_prob(ACT).sum(1)
 
 
 def flat(grads):
@@ -61,7 +61,7 @@ def relative_error(x, exact):
 
 def expected_update(agent, adv, extra_loss=lambda logp: 0 * logp):
     """Gradient of the clipped objective minus extra_loss [85, 3], each response weighted by its probability."""
-    logp = agent.policy(OBS, ACT).log_prob(ACT)
+    logp = agent.actor.policy(OBS, ACT).log_prob(ACT)
     is_action = ACT != PAD
     weight = (logp.sum(1).exp().detach()[:, None] * is_action.sum()).expand(85, 3)[is_action]  # the objective is a mean
     ratio = (logp - logp.detach()).exp()[is_action]
@@ -84,8 +84,8 @@ def tiny():
     J = (logp.exp() * (reward - BETA * (logp - ref_logp))).sum()
     exact = flat(torch.autograd.grad(J, list(agent.actor.parameters())))
     with torch.no_grad():
-        ref_logp = rlhf.next_words(agent.reference, OBS, ACT).log_prob(ACT)
-        log_ratio = agent.policy(OBS, ACT).log_prob(ACT) - ref_logp
+        ref_logp = agent.reference.policy(OBS, ACT).log_prob(ACT)
+        log_ratio = agent.actor.policy(OBS, ACT).log_prob(ACT) - ref_logp
     return SimpleNamespace(agent=agent, args=args, reward=reward, exact=exact, ref_logp=ref_logp, log_ratio=log_ratio)
 
 
@@ -133,7 +133,7 @@ def test_other_places_for_the_penalty_give_another_gradient(tiny, penalty):
     def loss(logp):
         if penalty == "k3 in the loss":
             return BETA * rlhf.k3(logp - tiny.ref_logp)
-        return BETA * tiny.agent.policy(OBS, ACT).kl(rlhf.next_words(tiny.agent.reference, OBS, ACT))
+        return BETA * tiny.agent.actor.policy(OBS, ACT).kl(tiny.agent.reference.policy(OBS, ACT))
 
     if penalty == "k3 in the reward":
         ret = tiny.reward - BETA * rlhf.k3(tiny.log_ratio).sum(1)
@@ -172,8 +172,8 @@ def test_the_update_reaches_the_optimal_policy_from_samples(algorithm):
         act = rlhf.sample(agent.actor, obs, 3)
         score = reward[(act[:, None] == ACT).all(2).int().argmax(1)]
         with torch.no_grad():
-            logp = agent.policy(obs, act).log_prob(act)
-            ref_logp = rlhf.next_words(agent.reference, obs, act).log_prob(act)
+            logp = agent.actor.policy(obs, act).log_prob(act)
+            ref_logp = agent.reference.policy(obs, act).log_prob(act)
             adv, ret = rlhf.advantages(agent, obs, act, score, logp - ref_logp, args)
         rlhf.update(agent, optimizer, rlhf.Batch(obs, act, adv, ret, logp, ref_logp), args)
 
@@ -238,8 +238,8 @@ def test_padding_changes_no_word_before_it_and_counts_nowhere(tiny):
     grads = []
     for model, rows in (agent, ACT), (wide, act):
         with torch.no_grad():
-            logp = model.policy(OBS, rows).log_prob(rows)
-            score = rlhf.after_last_action(model.reward_model, OBS, rows)
+            logp = model.actor.policy(OBS, rows).log_prob(rows)
+            score = model.reward_model.after_last_action(OBS, rows)
             adv, ret = rlhf.advantages(model, OBS, rows, score, logp, args)
         assert not logp[rows == PAD].any()
         torch.manual_seed(0)
@@ -257,7 +257,7 @@ def test_nothing_under_the_padding_reaches_the_update():
         torch.manual_seed(0)
         model, args = tiny_agent(3, num_minibatches=1)
         with torch.no_grad():
-            logp = model.policy(OBS, ACT).log_prob(ACT)
+            logp = model.actor.policy(OBS, ACT).log_prob(ACT)
         adv, ret = torch.randn(85, 3).double(), torch.randn(85, 3).double()
         adv[ACT == PAD] = ret[ACT == PAD] = filler
         rlhf.update(
@@ -271,7 +271,7 @@ def test_on_the_first_minibatch_the_ratio_is_1(monkeypatch):
     agent, args = tiny_agent(3, update_epochs=1, num_minibatches=1)
     act = rlhf.sample(agent.actor, torch.full((100, 1), 1), 3)
     with torch.no_grad():
-        logp = agent.policy(OBS[:1].expand(100, 1), act).log_prob(act)
+        logp = agent.actor.policy(OBS[:1].expand(100, 1), act).log_prob(act)
     ratios, clip_objective = [], rlhf.clip_objective
     monkeypatch.setattr(
         rlhf, "clip_objective", lambda ratio, *rest: ratios.append(ratio) or clip_objective(ratio, *rest)
@@ -359,7 +359,7 @@ def test_k3_is_never_negative_and_the_kl_on_average(tiny):
 
 
 def test_the_kl_of_a_response_is_the_sum_over_its_words(tiny):
-    pi, ref = tiny.agent.policy(OBS, ACT), rlhf.next_words(tiny.agent.reference, OBS, ACT)
+    pi, ref = tiny.agent.actor.policy(OBS, ACT), tiny.agent.reference.policy(OBS, ACT)
     prob, log_ratio = log_probs(tiny.agent.actor).exp(), log_probs(tiny.agent.actor) - log_probs(tiny.agent.reference)
     of_states = (pi.kl(ref) * (ACT != PAD)).sum(1)
     assert (prob * of_states).sum().item() == pytest.approx((prob * log_ratio).sum().item())
@@ -604,7 +604,7 @@ def test_padding_adds_nothing_to_the_kl_of_a_response(run):
     act[:, :2] = torch.tensor([rlhf.WORD_ID["soup"], EOS])
     with torch.no_grad():
         _, _, metrics = rlhf.assess(agent, agent.actor, obs, act)
-        pi, ref = agent.policy(obs, act[:, :2]), rlhf.next_words(agent.reference, obs, act[:, :2])
+        pi, ref = agent.actor.policy(obs, act[:, :2]), agent.reference.policy(obs, act[:, :2])
     assert torch.allclose(metrics["kl"], pi.kl(ref).sum(1), atol=1e-6) and (metrics["length"] == 2).all()
 
 
@@ -614,7 +614,7 @@ def test_a_response_that_was_cut_off_scores_at_most_minus_1(run):
     act = torch.full((len(obs), rlhf.MAX_WORDS), rlhf.WORD_ID["soup"])
     act[:12, 3:] = torch.tensor([EOS] + [PAD] * 15)
     with torch.no_grad():
-        score, raw = agent.score(obs, act), rlhf.after_last_action(agent.reward_model, obs, act)
+        score, raw = agent.score(obs, act), agent.reward_model.after_last_action(obs, act)
     assert torch.equal(score[:12], raw[:12]) and (score[12:] == raw[12:].clamp(max=-1)).all()
 
 
@@ -637,12 +637,12 @@ def test_the_reward_model_recovers_a_known_linear_reward(tmp_path):
         stage(agent, run, args)
     _, _, obs, act = rlhf.speak(1_000)
     with torch.no_grad():
-        score = rlhf.after_last_action(agent.reward_model, obs, act)
+        score = agent.reward_model.after_last_action(obs, act)
     assert torch.corrcoef(torch.stack([score, agent.gold(obs, act)]))[0, 1] > 0.9
 
     obs = rlhf.encode(rlhf.ALL_PROMPTS * 100)  # and of the reference, the scores are standardized
     with torch.no_grad():
-        score = rlhf.after_last_action(agent.reward_model, obs, rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS))
+        score = agent.reward_model.after_last_action(obs, rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS))
     assert (agent.score_std - 1).abs() > 0.2  # they were not before
     assert score.mean().abs() < 0.1 and (score.std() - 1).abs() < 0.1
 
