@@ -282,10 +282,9 @@ class RunningNorm(nn.Module):
         """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
         if x.dtype == torch.uint8:
             return
-        var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
-        if WORKERS > 1:
-            own, shift = shift, all_mean(shift.clone())
-            var = all_mean(var + (shift - own) ** 2)
+        var, own = torch.var_mean(x.float() - self.mean, 0, correction=0)
+        shift = all_mean(own.clone())
+        var = all_mean(var + (shift - own) ** 2)
         self.count.add_(len(x))
         weight = len(x) / self.count.item()
         self.var.lerp_(var + (1 - weight) * shift**2, weight)
@@ -334,8 +333,7 @@ class ConvNet(nn.Sequential):
     """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
-        features = super().forward(x.flatten(0, -4))
-        return features.unflatten(0, x.shape[:-3])
+        return super().forward(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
 
 def orthogonal(layer, gain=2**0.5):
@@ -352,7 +350,8 @@ def network(shape, hidden_sizes, out, gain):
         layers += [orthogonal(nn.Conv2d(64, 64, 3, 1)), nn.ReLU()]
         body = ConvNet(*layers, nn.Flatten())
         features = body(torch.zeros(1, *shape)).shape[1]
-        hidden, head = orthogonal(nn.Linear(features, 512)), orthogonal(nn.Linear(512, out), gain)
+        hidden = orthogonal(nn.Linear(features, 512))
+        head = orthogonal(nn.Linear(512, out), gain)
         return nn.Sequential(body, hidden, nn.ReLU(), head)
     layers, size = [], shape[0]
     for hidden in hidden_sizes:
@@ -478,7 +477,8 @@ class Run:
         self.current = np.zeros((2, args.num_envs))  # return and length so far of the unfinished episodes
         if args.resume:
             self.restore(load(args.resume))
-        self.start, self.wandb = time.perf_counter() - self.seconds, None
+        self.start = time.perf_counter() - self.seconds
+        self.wandb = None
         options = {"render_mode": "human" if args.render else "rgb_array"} if args.render or args.capture_video else {}
         self.eval_env = make_env(args.env_id, **options)
 
@@ -509,8 +509,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
-        self.metrics.seek(0, os.SEEK_END)
+        self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
+        self.metrics.truncate()  # drop rows after the checkpoint
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
             import wandb
@@ -532,14 +532,15 @@ class Run:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
-        if exc_type is None:
+        if exc_type is None and RANK == 0:
             self.finish()
 
     def rollouts(self):
         """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
-        rollout = self.args.num_steps * self.args.num_envs * WORKERS
-        while self.step + rollout <= self.args.total_timesteps:
-            yield self.step / self.args.total_timesteps
+        args = self.args
+        rollout = args.num_steps * args.num_envs * WORKERS
+        while self.step + rollout <= args.total_timesteps:
+            yield self.step / args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
         """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
@@ -558,8 +559,7 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()}
-            saved |= {
+            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -579,7 +579,8 @@ class Run:
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
         steps = rew.numel() * WORKERS
-        self.step, self.seconds = self.step + steps, time.perf_counter() - self.start
+        self.step += steps
+        self.seconds = time.perf_counter() - self.start
         self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
 
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
@@ -609,8 +610,6 @@ class Run:
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
-        if RANK > 0:
-            return
         self.bar.total = self.step  # the budget may end within a rollout
         self.bar.close()
         if self.args.capture_video:
@@ -633,7 +632,8 @@ class Run:
 
 def evaluate(agent, env, episodes, seed):
     """Returns of some episodes with greedy actions, undiscounted and unscaled."""
-    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
+    seeds = np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
+    returns = []
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
