@@ -518,7 +518,10 @@ class Run:
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
-            self.open_files()
+            try:
+                self.open_files()
+            except OSError as error:
+                raise InputError(f"--run-dir {self.folder}: {error}") from error
 
     def restore(self, saved):
         """Continue from a checkpoint."""
@@ -527,7 +530,7 @@ class Run:
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(saved[name])
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:
                 raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
         self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
         self.recent.extend(saved["recent"])
@@ -598,7 +601,10 @@ class Run:
                 "recent": list(self.recent),
                 "metrics_size": self.metrics.tell(),
             }
-            torch.save(saved, f"{self.checkpoint}.new")
+            try:
+                torch.save(saved, f"{self.checkpoint}.new")
+            except RuntimeError as error:  # torch does not say why
+                raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
             os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, rew, done, metrics):
@@ -775,16 +781,19 @@ def load(path):
 
 
 def main():
-    """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
+    """Command line. Exit status: 2 invalid input, 1 numbers that are not finite or a full disk, 130 Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags, unless given again
             new = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
-            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            try:
+                args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            except (KeyError, TypeError) as error:
+                raise InputError(f"--resume {args.resume}: flags of another version ({error})") from error
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
