@@ -333,7 +333,8 @@ class ConvNet(nn.Sequential):
     """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
-        return super().forward(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+        features = super().forward(x.flatten(0, -4))
+        return features.unflatten(0, x.shape[:-3])
 
 
 def orthogonal(layer, gain=2**0.5):
@@ -368,10 +369,12 @@ class ActorCritic(nn.Module):
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
-        self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(())
+        self.obs_norm = RunningNorm(obs_space.shape)
+        self.reward_norm = RewardNorm(())
         self.act_shape = act_space.shape
         if isinstance(act_space, spaces.Box):
-            self.distribution, outputs = Gaussian, math.prod(act_space.shape)
+            self.distribution = Gaussian
+            outputs = math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
             self.log_std = nn.Parameter(0.5 * torch.ones(outputs))  # std 1.6: early exploration covers [-1, 1]
         else:  # K components with up to M choices each; missing choices get probability 0
@@ -379,7 +382,8 @@ class ActorCritic(nn.Module):
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
             self.mask = nn.Buffer(-1e9 * missing, persistent=False)
-            self.distribution, outputs = Categorical, self.mask.numel()
+            self.distribution = Categorical
+            outputs = self.mask.numel()
         self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
@@ -424,7 +428,8 @@ def make_env(env_id, **options):
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
         env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
-    obs, act = env.observation_space, env.action_space
+    obs = env.observation_space
+    act = env.action_space
     if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
         accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
         raise InputError(f"--env-id {env_id}: {act} actions and {obs} observations; supported are {accepted}")
@@ -471,8 +476,12 @@ class Run:
 
     def __init__(self, args, **parts):
         """parts: agent, optimizer and all else that a checkpoint must hold."""
-        self.args, self.agent, self.parts = args, parts["agent"], parts
-        self.step, self.seconds, self.metrics_size, self.checkpoint_due = 0, 0.0, 0, True
+        self.args = args
+        self.agent = parts["agent"]
+        self.parts = parts
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics_size, self.checkpoint_due = 0, True
         self.recent = deque(maxlen=20)  # (return, length) of the latest finished episodes
         self.current = np.zeros((2, args.num_envs))  # return and length so far of the unfinished episodes
         if args.resume:
@@ -482,8 +491,8 @@ class Run:
         options = {"render_mode": "human" if args.render else "rgb_array"} if args.render or args.capture_video else {}
         self.eval_env = make_env(args.env_id, **options)
 
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        name = "runs/" + name.replace("/", "-").replace(":", "-")
+        env_id = args.env_id.replace("/", "-").replace(":", "-")
+        name = f"runs/{env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
@@ -501,7 +510,9 @@ class Run:
                 part.load_state_dict(saved[name])
             except Exception as error:
                 raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
-        self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
+        self.step = saved["step"]
+        self.seconds = saved["seconds"]
+        self.metrics_size = saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
     def open_files(self):
@@ -562,7 +573,8 @@ class Run:
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
+            saved = {name: part.state_dict() for name, part in self.parts.items()}
+            saved |= {
                 "format": CHECKPOINT,
                 "args": vars(self.args),
                 "step": self.step,
@@ -601,8 +613,10 @@ class Run:
         numbers = {name: number for name, number in row.items() if number is not None}
         for name, number in numbers.items():
             if not math.isfinite(number):
-                hint = f"try a smaller --learning-rate; check the rewards; last good checkpoint: {self.checkpoint}"
-                raise FloatingPointError(f"{name} is {number} at step {self.step}; {hint}")
+                raise FloatingPointError(
+                    f"{name} is {number} at step {self.step}; try a smaller --learning-rate; "
+                    f"check the rewards; last good checkpoint: {self.checkpoint}"
+                )
         if RANK == 0:
             writer = csv.DictWriter(self.metrics, row)
             if self.metrics.tell() == 0:
@@ -616,11 +630,12 @@ class Run:
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
+        args = self.args
         self.bar.total = self.step  # the budget may end within a rollout
         self.bar.close()
-        if self.args.capture_video:
+        if args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
-        returns = evaluate(self.agent, self.eval_env, self.args.eval_episodes, self.args.seed)
+        returns = evaluate(self.agent, self.eval_env, args.eval_episodes, args.seed)
         result = {
             "mean": np.mean(returns),
             "std": np.std(returns),
@@ -668,7 +683,8 @@ class Adam(nn.Module):
 
     def __init__(self, params, args):
         super().__init__()
-        self.max_grad_norm, params = args.max_grad_norm, [param for param in params if param.requires_grad]
+        self.max_grad_norm = args.max_grad_norm
+        params = [param for param in params if param.requires_grad]
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)
@@ -762,7 +778,9 @@ def main():
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (InputError, FloatingPointError, OSError) as error:
+    except Exception as error:
+        if type(error) not in (InputError, FloatingPointError, OSError):  # but a ConnectionError, of a simulator
+            raise
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 

@@ -331,6 +331,21 @@ def test_a_folder_that_is_removed_during_the_run_is_named(tmp_path):
     assert (status, text) == (1, sentence)
 
 
+def test_the_error_of_an_environment_keeps_its_traceback(tmp_path):
+    def train(folder):
+        def step(env, act):
+            raise ConnectionResetError("the simulator is gone")
+
+        module = RUNS["ppo"][0]
+        module.gym.wrappers.TimeLimit.step = step
+        main(module, *as_flags(RUNS["ppo"][1] | {"run_dir": folder}))
+
+    _, text = outcome(train, tmp_path)
+    assert "Traceback" in text
+    assert text.endswith("ConnectionResetError: the simulator is gone\n")
+    assert load(tmp_path)["step"] == 0
+
+
 def test_an_error_of_the_bandit_is_one_sentence(tmp_path):
     module = importlib.import_module("bandit")
     status, text = outcome(fill_disk, module, "args.json", 0, as_flags({"run_dir": tmp_path, "runs": 2, "steps": 5}))
