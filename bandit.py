@@ -481,6 +481,11 @@ def train(args):
         stationary=args.stationary,
         mean=args.mean,
     )
+    try:  # before the long part
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    except OSError as error:
+        raise InputError(f"--run-dir {folder}: {error}") from error
 
     table, curves = [], {}
     total = len(agents) * args.steps
@@ -617,9 +622,7 @@ def parse(text, default):
 
 
 def save(folder, args, table, curves):
-    """Write args.json, curves.csv, figure.png and table.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    """Write curves.csv, figure.png and table.csv."""
     rows = []
     for text, curve in curves.items():
         rows += [(text, t + 1, *numbers) for t, numbers in enumerate(zip(*curve))]
@@ -702,14 +705,14 @@ def print_table(table):
 
 
 def main():
-    """The command line. Exit status 2 for invalid input, 130 for Ctrl-C."""
+    """The command line. Exit status 2 for invalid input, 1 for a full disk, 130 for Ctrl-C."""
     try:
         table, folder = train(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     print_table(table)
     print(f"results: {folder}")
 

@@ -359,7 +359,8 @@ def network(shape, hidden_sizes, out, gain):
         layers += [orthogonal(nn.Conv2d(64, 64, 3, 1)), nn.ReLU()]
         body = ConvNet(*layers, nn.Flatten())
         features = body(torch.zeros(1, *shape)).shape[1]
-        hidden, head = orthogonal(nn.Linear(features, 512)), orthogonal(nn.Linear(512, out), gain)
+        hidden = orthogonal(nn.Linear(features, 512))
+        head = orthogonal(nn.Linear(512, out), gain)
         return nn.Sequential(body, hidden, nn.ReLU(), head)
     layers, size = [], shape[0]
     for hidden in hidden_sizes:
@@ -376,10 +377,12 @@ class ActorCritic(nn.Module):
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
-        self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(())
+        self.obs_norm = RunningNorm(obs_space.shape)
+        self.reward_norm = RewardNorm(())
         self.act_shape = act_space.shape
         if isinstance(act_space, spaces.Box):
-            self.distribution, outputs = Gaussian, math.prod(act_space.shape)
+            self.distribution = Gaussian
+            outputs = math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
             self.log_std = nn.Parameter(0.5 * torch.ones(outputs))  # std 1.6: early exploration covers [-1, 1]
         else:  # K components with up to M choices each; missing choices get probability 0
@@ -387,7 +390,8 @@ class ActorCritic(nn.Module):
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]
             missing = torch.arange(choices.max()) >= choices  # [K, M]
             self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
-            self.distribution, outputs = Categorical, self.mask.numel()
+            self.distribution = Categorical
+            outputs = self.mask.numel()
         self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
@@ -432,7 +436,8 @@ def make_env(env_id, **options):
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
         env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
-    obs, act = env.observation_space, env.action_space
+    obs = env.observation_space
+    act = env.action_space
     if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
         accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
         raise InputError(f"--env-id {env_id}: {act} actions and {obs} observations; supported are {accepted}")
@@ -480,21 +485,26 @@ class Run:
     def __init__(self, args, **parts):
         """parts: agent, optimizer and all else that a checkpoint must hold."""
         self.args, self.agent, self.parts = args, parts["agent"], parts
-        self.step, self.seconds, self.metrics_size, self.checkpoint_due = 0, 0.0, 0, True
+        self.step, self.seconds, self.metrics_size = 0, 0.0, 0
+        self.checkpoint_due = True
         self.recent = deque(maxlen=20)  # (return, length) of the latest finished episodes
         self.current = np.zeros((2, args.num_envs))  # return and length so far of the unfinished episodes
         if args.resume:
             self.restore(load(args.resume))
-        self.start, self.wandb = time.perf_counter() - self.seconds, None
+        self.start = time.perf_counter() - self.seconds
+        self.wandb = None
         options = {"render_mode": "human" if args.render else "rgb_array"} if args.render or args.capture_video else {}
         self.eval_env = make_env(args.env_id, **options)
 
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        name = "runs/" + name.replace("/", "-").replace(":", "-")
+        env_id = args.env_id.replace("/", "-").replace(":", "-")
+        name = f"runs/{env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
-            self.open_files()
+            try:
+                self.open_files()
+            except OSError as error:
+                raise InputError(f"--run-dir {self.folder}: {error}") from error
 
     def restore(self, saved):
         """Continue from a checkpoint."""
@@ -503,9 +513,11 @@ class Run:
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(saved[name])
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:
                 raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
-        self.step, self.seconds, self.metrics_size = saved["step"], saved["seconds"], saved["metrics_size"]
+        self.step = saved["step"]
+        self.seconds = saved["seconds"]
+        self.metrics_size = saved["metrics_size"]
         self.recent.extend(saved["recent"])
 
     def open_files(self):
@@ -516,8 +528,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
-        self.metrics.seek(0, os.SEEK_END)
+        self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
+        self.metrics.truncate()  # drop rows after the checkpoint
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
         if self.args.track:
             import wandb
@@ -539,14 +551,15 @@ class Run:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
-        if exc_type is None:
+        if exc_type is None and RANK == 0:
             self.finish()
 
     def rollouts(self):
         """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
-        rollout = self.args.num_steps * self.args.num_envs * WORKERS
-        while self.step + rollout <= self.args.total_timesteps:
-            yield self.step / self.args.total_timesteps
+        args = self.args
+        rollout = args.num_steps * args.num_envs * WORKERS
+        while self.step + rollout <= args.total_timesteps:
+            yield self.step / args.total_timesteps
 
     def checkpoint_if_due(self, envs, obs):
         """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
@@ -573,7 +586,10 @@ class Run:
                 "recent": list(self.recent),
                 "metrics_size": self.metrics.tell(),
             }
-            torch.save(saved, f"{self.checkpoint}.new")
+            try:
+                torch.save(saved, f"{self.checkpoint}.new")
+            except RuntimeError as error:  # torch does not say why
+                raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
             os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, rew, done, metrics):
@@ -585,7 +601,8 @@ class Run:
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
         steps = rew.numel() * WORKERS
-        self.step, self.seconds = self.step + steps, time.perf_counter() - self.start
+        self.step += steps
+        self.seconds = time.perf_counter() - self.start
         self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
 
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
@@ -615,13 +632,12 @@ class Run:
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
-        if RANK > 0:
-            return
+        args = self.args
         self.bar.total = self.step  # whole rollouts; the budget may be more
         self.bar.close()
-        if self.args.capture_video:
+        if args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
-        returns = evaluate(self.agent, self.eval_env, self.args.eval_episodes, self.args.seed)
+        returns = evaluate(self.agent, self.eval_env, args.eval_episodes, args.seed)
         result = {
             "mean": np.mean(returns),
             "std": np.std(returns),
@@ -639,7 +655,8 @@ class Run:
 
 def evaluate(agent, env, episodes, seed):
     """List of the undiscounted, unscaled returns of episodes with greedy actions."""
-    returns, seeds = [], np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
+    seeds = np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
+    returns = []
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
@@ -668,7 +685,8 @@ class Adam(nn.Module):
 
     def __init__(self, params, args):
         super().__init__()
-        self.max_grad_norm, params = args.max_grad_norm, [param for param in params if param.requires_grad]
+        self.max_grad_norm = args.max_grad_norm
+        params = [param for param in params if param.requires_grad]
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)
@@ -750,16 +768,21 @@ def load(path):
 
 
 def main():
-    """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
+    """Command line. Exit status: 2 invalid input, 1 numbers that are not finite or a full disk, 130 Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags, unless given again
             new = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
-            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            try:
+                args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            except (KeyError, TypeError) as error:
+                raise InputError(f"--resume {args.resume}: flags of another version ({error})") from error
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (InputError, FloatingPointError) as error:
+    except Exception as error:
+        if type(error) not in (InputError, FloatingPointError, OSError):  # subclasses of OSError come from environments
+            raise
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
