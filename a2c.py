@@ -23,7 +23,7 @@ Shapes: T steps of N environments; B = T N rows of a batch; K action components.
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.8",
-#                 "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
+#                 "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20"]
 # ///
 
 import csv

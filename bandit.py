@@ -22,7 +22,7 @@ A run is one bandit, played for T steps. Each agent plays the same N bandits, al
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18",
+#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20",
 # ]
 # ///
 
