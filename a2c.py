@@ -24,7 +24,7 @@ Shapes: T steps of N environments; B = T N rows of a batch; K action components.
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.8",
-#                 "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18"]
+#                 "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20"]
 # ///
 
 import csv
@@ -48,7 +48,7 @@ from torch import nn
 from tqdm import tqdm
 
 CHECKPOINT = "a2c 3"  # script and version of the checkpoint format
-LIMITS = {"seed": (0, math.inf), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
@@ -146,6 +146,7 @@ def train(args):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
+LIMITS["hidden_sizes"] = 1, 10_000
 
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
@@ -376,7 +377,7 @@ def make_env(env_id, **options):
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
         else:
             env = gym.make(env_id, **options)
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, ValueError) as error:
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:
@@ -470,17 +471,36 @@ class Run:
         resume = self.args.resume
         if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
+        if self.args.track:
+            self.start_tracking()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
         self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
         self.metrics.truncate()  # drop rows after the checkpoint
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
-        if self.args.track:
+
+    def start_tracking(self):
+        """Start a run at Weights & Biases. Raises InputError; does not wait for somebody to type an API key."""
+        stdin, sys.stdin = sys.stdin, None
+        try:
             import wandb
 
             config = vars(self.args)
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
+        except Exception as error:
+            raise InputError(f"--track: {error}; pip install wandb; wandb login or WANDB_MODE=offline") from error
+        finally:
+            sys.stdin = stdin
+
+    def track(self, method, *args, **kwargs):
+        """Call a method of the run at Weights & Biases, if there is one; after an error, continue without it."""
+        try:
+            if self.wandb:
+                getattr(self.wandb, method)(*args, **kwargs)
+        except Exception as error:
+            self.wandb = None
+            print(f"\n--track: no longer logging: {error}", file=sys.stderr)
 
     def __enter__(self):
         # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
@@ -572,8 +592,7 @@ class Run:
             self.metrics.flush()
             self.bar.set_postfix({"return": ret}, refresh=False)
             self.bar.update(steps)
-        if self.wandb:
-            self.wandb.log(numbers, step=self.step)
+        self.track("log", numbers, step=self.step)
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
@@ -592,9 +611,8 @@ class Run:
             "seconds": self.seconds,
         }
         (self.folder / "eval.json").write_text(json.dumps(result, indent=2))
-        if self.wandb:
-            self.wandb.summary["eval"] = result
-            self.wandb.finish()
+        self.track("log", {"eval": result}, step=self.step)
+        self.track("finish")
         print(f"eval: {result['mean']:.1f} +- {result['std']:.1f} over {len(returns)} episodes ({self.folder})")
 
 
@@ -686,9 +704,8 @@ def setup(args):
     check_batch(args)
     if args.render and args.capture_video:
         raise InputError("--render: cannot be combined with --capture-video")
-    for flag, module in ("track", "wandb"), ("capture_video", "moviepy"):
-        if getattr(args, flag) and not find_spec(module):
-            raise InputError(f"--{flag.replace('_', '-')}: needs {module}; pip install {module}")
+    if args.capture_video and not find_spec("moviepy"):
+        raise InputError("--capture-video: needs moviepy; pip install moviepy")
     try:
         local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
         device = torch.zeros(1, device=args.device + local).device  # fails if there is no such device

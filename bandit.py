@@ -22,7 +22,7 @@ A run is one bandit, played for T steps. Each agent plays the same N bandits, al
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18",
+#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20",
 # ]
 # ///
 
@@ -681,14 +681,20 @@ def plot_curves(upper, lower, args, curves):
 
 
 def log_to_wandb(folder, args, curves):
-    """Log reward and best_arm of each agent at each step."""
-    import wandb
+    """Log reward and best_arm of each agent at each step. If that fails, say so; the results are already saved."""
+    stdin, sys.stdin = sys.stdin, None  # without an API key, do not wait for one to be typed
+    try:
+        import wandb
 
-    with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
-        for t in range(args.steps):
-            row = {f"reward/{text}": curve.reward[t] for text, curve in curves.items()}
-            row |= {f"best_arm/{text}": curve.best_arm[t] for text, curve in curves.items()}
-            run.log(row)
+        with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
+            for t in range(args.steps):
+                row = {f"reward/{text}": curve.reward[t] for text, curve in curves.items()}
+                row |= {f"best_arm/{text}": curve.best_arm[t] for text, curve in curves.items()}
+                run.log(row)
+    except Exception as error:
+        print(f"--track: not logged to Weights & Biases: {error}", file=sys.stderr)
+    finally:
+        sys.stdin = stdin
 
 
 def print_table(table):

@@ -64,7 +64,7 @@ WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
 LIMITS |= {"seed": (0, math.inf), "frozen_layers": (0, math.inf)}
-LIMITS["gae_lambda"] = 0, 1  # other flags: see check_limits
+LIMITS |= {"batch_size": (1, 100_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
 
 
 @dataclass
@@ -688,7 +688,10 @@ class Run:
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
-        self.open_files()
+        try:
+            self.open_files()
+        except OSError as error:
+            raise InputError(f"--run-dir {self.folder}: {error}") from error
 
     def open_files(self):
         """Create the folder with args.json and metrics.csv."""
@@ -698,8 +701,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
         self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))  # drop rows after the checkpoint
-        self.metrics.seek(0, os.SEEK_END)
+        self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
+        self.metrics.truncate()  # drop rows after the checkpoint
 
     def __enter__(self):
         return self
@@ -750,7 +753,10 @@ class Run:
             "seconds": self.seconds,
             "metrics_size": self.metrics.tell(),
         }
-        torch.save(saved, f"{self.checkpoint}.new")
+        try:
+            torch.save(saved, f"{self.checkpoint}.new")
+        except RuntimeError as error:  # torch does not say why
+            raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
         os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
     def report(self, **metrics):
@@ -847,23 +853,26 @@ def restore(agent, args):
     """Load what an agent has learned so far. Raises InputError."""
     try:
         agent.load_state_dict(load(args.resume)["agent"])
-    except RuntimeError as error:
+    except Exception as error:
         raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
     if not args.kl_target:
         agent.kl_coef.fill_(args.kl_coef)
 
 
 def main():
-    """Command line. Exit status 2 for invalid input, 1 for numbers that are not finite, 130 for Ctrl-C."""
+    """Command line. Exit status: 2 invalid input, 1 numbers that are not finite or a full disk, 130 Ctrl-C."""
     try:
         args = tyro.cli(Args, description=__doc__)
         if args.resume:  # the checkpoint's flags, unless given again
             new = {"resume": args.resume, "run_dir": "", "prompt": ""}
-            args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            try:
+                args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
+            except (KeyError, TypeError) as error:
+                raise InputError(f"--resume {args.resume}: flags of another version ({error})") from error
         train(args)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 

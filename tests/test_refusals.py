@@ -46,8 +46,8 @@ def refusal(capsys, monkeypatch, *flags, name="ppo"):
         ("--learning-rate nan", "--learning-rate nan: must be at least 0"),
         ("--gamma 1.5", "--gamma 1.5: must be between 0 and 1"),
         ("--gae-lambda -1", "--gae-lambda -1.0: must be between 0 and 1"),
-        ("--hidden-sizes 64 0", "--hidden-sizes (64, 0): must be at least 1"),
-        ("--seed -1", "--seed -1: must be at least 0"),
+        ("--hidden-sizes 64 0", "--hidden-sizes (64, 0): must be between 1 and 10000"),
+        ("--seed -1", "--seed -1: must be between 0 and 4294967296"),
         ("--eval-episodes 0", "--eval-episodes 0: must be at least 1"),
         ("--checkpoint-every 0", "--checkpoint-every 0: must be at least 1"),
         ("--device cuda:99", "--device cuda:99: "),
@@ -64,25 +64,123 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(capsys, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        ("--env-id Nope-v0", "--env-id Nope-v0: Environment `Nope` doesn't exist"),
-        (
-            "--env-id ProbeBinaryActions-v0",
-            "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions and ",
-        ),
-        ("--num-steps 0", "--num-steps 0: must be at least 1"),
-        ("--max-grad-norm -1", "--max-grad-norm -1.0: must be at least 0"),
-        ("--device toaster", "--device toaster: "),
-        ("--resume nowhere.pt", "--resume nowhere.pt: not a checkpoint (FileNotFoundError)"),
-    ],
-)
-def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, flags, sentence):
+DEEP, TABLES, ALL = [*SCRIPTS], ["bandit", "tabular"], [*SCRIPTS, "bandit", "tabular", "rlhf"]
+HUGE, LONG_WORD = 10**20, "x" * 5_000
+
+# Scripts, flags as a list of words, and what stderr must say.
+BAD_INPUTS = [
+    # What the command line cannot read
+    (ALL, ["--colour", "red"], "--colour"),
+    (ALL, ["surplus"], "surplus"),
+    (ALL, ["-x"], "-x"),
+    (ALL, ["--seed"], "--seed"),
+    (ALL, ["--seed", ""], "--seed"),
+    (ALL, ["--seed", "one"], "--seed"),
+    (ALL, ["--seed", "1.5"], "--seed"),
+    (ALL, ["--seed", "1e3"], "--seed"),
+    (ALL, ["--seed", "0x10"], "--seed"),
+    (ALL, ["--seed", "nan"], "--seed"),
+    (ALL, ["--seed", "²"], "--seed"),
+    (ALL, ["--seed", "1", "2"], "2"),
+    (ALL, ["--seed", LONG_WORD], "--seed"),
+    (ALL, [f"--{LONG_WORD}"], "xxxx"),
+    (DEEP, ["--gamma", "0,9"], "--gamma"),
+    (DEEP, ["--gamma", "99%"], "--gamma"),
+    (DEEP, ["--gamma", "half"], "--gamma"),
+    (DEEP, ["--track", "yes"], "yes"),
+    (DEEP, ["--hidden-sizes", "64,64"], "--hidden-sizes"),
+    (DEEP, ["--hidden-sizes", "[64]"], "--hidden-sizes"),
+    (["bandit", "tabular"], ["--figure", "9.9"], "--figure"),
+    # Flags of another script
+    (["vpg", "a2c", "trpo", "dqn"], ["--clip-coef", "0.2"], "--clip-coef"),
+    (["vpg", "a2c", "ppo", "dqn"], ["--max-kl", "0.01"], "--max-kl"),
+    (["vpg", "a2c", "trpo", "ppo"], ["--buffer-size", "100"], "--buffer-size"),
+    (["a2c", "trpo", "ppo", "dqn"], ["--form", "reward-to-go"], "--form"),
+    (TABLES, ["--learning-rate", "0.1"], "--learning-rate"),
+    (DEEP, ["--agents", "greedy"], "--agents"),
+    # Numbers outside their limits
+    (ALL, ["--seed", "-1"], "--seed -1: must be "),
+    (DEEP, ["--seed", f"{HUGE}"], f"--seed {HUGE}: must be between 0 and 4294967296"),
+    (DEEP, ["--num-envs", "0"], "--num-envs 0: must be at least 1"),
+    (DEEP, ["--num-envs", f"{HUGE}"], "--total-timesteps "),
+    (DEEP, ["--num-steps", "0"], "--num-steps 0: must be at least 1"),
+    (DEEP, ["--num-steps", f"-{HUGE}"], f"--num-steps -{HUGE}: must be at least 1"),
+    (DEEP, ["--num-steps", f"{HUGE}"], "--total-timesteps "),
+    (DEEP, ["--total-timesteps", "0"], "--total-timesteps 0: must be at least 1"),
+    (DEEP, ["--total-timesteps", "1"], "--total-timesteps 1: must be at least one rollout, "),
+    (DEEP, ["--gamma", "inf"], "--gamma inf: must be between 0 and 1"),
+    (DEEP, ["--gamma", "-inf"], "--gamma -inf: must be between 0 and 1"),
+    (DEEP, ["--gamma", "nan"], "--gamma nan: must be between 0 and 1"),
+    (DEEP, ["--gamma", "1e30"], "--gamma 1e+30: must be between 0 and 1"),
+    (DEEP, ["--learning-rate", "nan"], "--learning-rate nan: must be at least 0"),
+    (DEEP, ["--learning-rate", "-inf"], "--learning-rate -inf: must be at least 0"),
+    (DEEP, ["--max-grad-norm", "-1"], "--max-grad-norm -1.0: must be at least 0"),
+    (DEEP, ["--max-grad-norm", "-1e30"], "--max-grad-norm -1e+30: must be at least 0"),
+    (DEEP, ["--hidden-sizes", "64", "0"], "--hidden-sizes (64, 0): must be between 1 and 10000"),
+    (DEEP, ["--hidden-sizes", f"{HUGE}"], f"--hidden-sizes ({HUGE},): must be between 1 and 10000"),
+    (DEEP, ["--eval-episodes", "-1"], "--eval-episodes -1: must be at least 1"),
+    (DEEP, ["--checkpoint-every", "0"], "--checkpoint-every 0: must be at least 1"),
+    (["dqn"], ["--buffer-size", f"{HUGE}"], f"--buffer-size {HUGE}: needs "),
+    (["dqn"], ["--batch-size", f"{HUGE}"], f"--batch-size {HUGE}: must be between 1 and 100000"),
+    (["dqn"], ["--n-step", f"{HUGE}"], f"--n-step {HUGE}: must be between 1 and 1000"),
+    (["dqn"], ["--learning-starts", f"{HUGE}"], "--learning-starts"),
+    (TABLES, ["--runs", "0"], "--runs 0: must be at least 1"),
+    (TABLES, ["--steps", f"-{HUGE}"], f"--steps -{HUGE}: must be at least "),
+    (["bandit"], ["--mean", "inf"], "--mean inf: must be finite"),
+    (["bandit"], ["--mean", "1e999"], "--mean inf: must be finite"),
+    (["rlhf"], ["--kl-coef", "nan"], "--kl-coef nan: must be at least 0"),
+    # Environments, agents and devices that do not exist
+    (DEEP, ["--env-id", "Nope-v0"], "--env-id Nope-v0: Environment `Nope` doesn't exist"),
+    (DEEP, ["--env-id", ""], "--env-id : "),
+    (DEEP, ["--env-id", ":CartPole-v1"], "--env-id :CartPole-v1: Empty module name"),
+    (DEEP, ["--env-id", "json:CartPole-v9"], "--env-id json:CartPole-v9: Environment version `v9`"),
+    (DEEP, ["--env-id", "Größe ✓"], "--env-id Größe ✓: "),
+    (DEEP, ["--env-id", "../CartPole-v1"], "--env-id ../CartPole-v1: "),
+    (DEEP, ["--env-id", LONG_WORD], "--env-id xxxx"),
+    (
+        DEEP,
+        ["--env-id", "ProbeBinaryActions-v0"],
+        "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions and ",
+    ),
+    (["tabular"], ["--env-id", ":Taxi-v4"], "--env-id :Taxi-v4"),
+    (TABLES, ["--agents", "Größe ✓"], "--agents Größe ✓: unknown agent; use "),
+    (TABLES, ["--agents", ""], "--agents : unknown agent; use "),
+    (TABLES, ["--agents", LONG_WORD], "--agents xxxx"),
+    ([*DEEP, "rlhf"], ["--device", "toaster"], "--device toaster: "),
+    ([*DEEP, "rlhf"], ["--device", ""], "--device : "),
+    ([*DEEP, "rlhf"], ["--device", "cuda:99"], "--device cuda:99: "),
+    # Files and folders
+    ([*DEEP, "rlhf"], ["--resume", "nowhere.pt"], "--resume nowhere.pt: not a checkpoint (FileNotFoundError)"),
+    ([*DEEP, "rlhf"], ["--resume", "."], "--resume .: not a checkpoint (IsADirectoryError)"),
+    ([*DEEP, "rlhf"], ["--resume", __file__], "not a checkpoint (UnpicklingError)"),
+    ([*DEEP, "rlhf"], ["--resume", "Größe ✓.pt"], "--resume Größe ✓.pt: not a checkpoint (FileNotFoundError)"),
+    ([*DEEP, "rlhf"], ["--resume", LONG_WORD], "not a checkpoint (OSError)"),
+    (TABLES, ["--run-dir", __file__], "test_refusals.py: is a file; choose a folder"),
+    # Flags that contradict each other
+    (DEEP, ["--render", "--capture-video"], "--render: cannot be combined with --capture-video"),
+    (["bandit"], ["--figure", "2.4", "--agents", "greedy"], "--figure 2.4: cannot be combined with --agents"),
+    (["tabular"], ["--figure", "6.6", "--gamma", "0.9"], "--figure 6.6: cannot be combined with --gamma"),
+    (["rlhf"], ["--algorithm", "dpo", "--reward", "judge"], "--reward judge: dpo learns from rankings only"),
+    (["rlhf"], ["--prompt", "how was the soup ?"], "--prompt: needs --resume and a checkpoint"),
+]
+
+
+def test_the_table_has_enough_bad_inputs_and_serves_all_scripts():
+    assert len(BAD_INPUTS) >= 60
+    assert {name for names, _, _ in BAD_INPUTS for name in names} == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    assert sentence in refusal(capsys, monkeypatch, *flags.split(), name=name)
-    assert list(tmp_path.iterdir()) == []
+    found = {}
+    for names, flags, sentence in BAD_INPUTS:
+        if name in names:
+            said = refusal(capsys, monkeypatch, *flags, name=name)
+            if sentence not in said or "Traceback" in said:
+                found[" ".join(flags)] = said
+            assert list(tmp_path.iterdir()) == [], flags
+    assert found == {}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +223,9 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name, fla
         ),
         ("dqn", "--total-timesteps 1000", "--learning-starts 1000: not reached within --total-timesteps"),  # 960 are
         ("dqn", "--buffer-size 1000000000000", "--buffer-size 1000000000000: needs "),
-        ("dqn", "--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("dqn", "--batch-size 0", "--batch-size 0: must be between 1 and 100000"),
         ("dqn", "--gradient-steps 0", "--gradient-steps 0: must be at least 1"),
-        ("dqn", "--n-step 0", "--n-step 0: must be at least 1"),
+        ("dqn", "--n-step 0", "--n-step 0: must be between 1 and 1000"),
         ("dqn", "--target-interval 0", "--target-interval 0: must be at least 1"),
         ("dqn", "--tau 1.5", "--tau 1.5: must be between 0 and 1"),
         ("dqn", "--epsilon-start 1.5", "--epsilon-start 1.5: must be between 0 and 1"),
@@ -189,7 +287,6 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, monkeypatch, finis
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
 
-@pytest.mark.parametrize(("flag", "module"), [("--track", "wandb"), ("--capture-video", "moviepy")])
-def test_a_missing_extra_is_named(capsys, monkeypatch, flag, module):
+def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr("ppo.find_spec", lambda name: None)
-    assert f"{flag}: needs {module}; pip install {module}" in refusal(capsys, monkeypatch, flag)
+    assert "--capture-video: needs moviepy; pip install moviepy" in refusal(capsys, monkeypatch, "--capture-video")
