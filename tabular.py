@@ -123,15 +123,12 @@ def make_model(P, start, shape=None):
     """Model from P[s][a] = [(probability, next state, reward, terminated), ...], as in Gymnasium. Raises InputError."""
     num_actions = np.array([len(P[s]) for s in range(len(P))])
     num_outcomes = max(len(P[s][a]) for s in P for a in P[s])
-    size = len(P), num_actions.max(), num_outcomes
-    prob, reward = np.zeros(size), np.zeros(size)
-    next_state, terminated = np.zeros(size, int), np.zeros(size, bool)
+    table = np.zeros((4, len(P), num_actions.max(), num_outcomes))
     for s in P:
         for a in P[s]:
-            for k, outcome in enumerate(P[s][a]):
-                at = s, a, k
-                prob[at], next_state[at], reward[at], terminated[at] = outcome
-    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape)
+            table[:, s, a, : len(P[s][a])] = np.transpose(P[s][a])
+    prob, next_state, reward, terminated = table
+    model = Model(prob, next_state.astype(int), reward, terminated > 0, np.asarray(start), num_actions, shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
@@ -335,6 +332,7 @@ class PolicyIteration(ValueIteration):
 class Learner(Agent):
     """Base class: acts epsilon-greedily, and moves Q towards a target by a step size alpha.
 
+    A subclass defines next_value(step), what its target takes for the value of the next state, [n].
     epsilon falls linearly from 1 over the first fraction `explore` of the steps. The book's figures have it constant.
     """
 
@@ -368,10 +366,6 @@ class Learner(Agent):
     def learn(self, step):
         next_value = self.next_value(step) * ~step.terminated  # a terminal state has value 0, a truncated one has not
         self.update(self.pair(step.run, step.state, step.action), step.reward + self.gamma * next_value)
-
-    def next_value(self, step):
-        """What the target takes for the value of the next state, [n]."""
-        raise NotImplementedError
 
     def update(self, pair, target):
         """Move Q towards the target, [n], at these positions, [n]."""
@@ -1014,6 +1008,7 @@ FIGURES = {
 class Result(NamedTuple):
     """What an agent achieved. Curves and columns are means over runs with their standard errors."""
 
+    x_label: str
     x: np.ndarray  # [T]
     curves: dict  # name: (mean [T], error [T])
     columns: dict  # of the table, name: (mean, error)
@@ -1045,28 +1040,36 @@ def run_steps(args, agent, world):
     episodes, policies = play(agent, world, args.seed, steps=args.steps)
     x = np.arange(1, 21) * args.steps / 20
     part = np.searchsorted(x, episodes.end)
-    ret = cell_means(part, episodes.run, episodes.ret, (20, args.runs))
+    ret = group_means(part * args.runs + episodes.run, episodes.ret, 20 * args.runs)
     num_episodes = np.bincount(episodes.run, minlength=args.runs)
     recent = episodes.number >= num_episodes[episodes.run] - 100
-    recent_ret = run_means(episodes.run[recent], episodes.ret[recent], args.runs)
-    curves, columns = {"return": mean_and_error(ret)}, {"return": mean_and_error(recent_ret)}
+    recent_ret = group_means(episodes.run[recent], episodes.ret[recent], args.runs)
+    curves = {"return": mean_and_error(ret.reshape(20, args.runs))}
+    columns, v = {"return": mean_and_error(recent_ret)}, None
     if world.model is None:
         test, _ = play(agent, world, args.seed, episodes=10, learn=False)
-        columns["greedy"] = mean_and_error(run_means(test.run, test.ret, args.runs))
-        return Result(x, curves, columns, agent.table())
+        columns["greedy"] = mean_and_error(group_means(test.run, test.ret, args.runs))
+    else:
+        greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
+        optimum = best_return(world.model, world.limit)
+        curves["greedy"] = mean_and_error(greedy)
+        columns["greedy"] = mean_and_error(greedy[-1])
+        columns["optimum"] = optimum, 0.0
+        columns["gap"] = mean_and_error(optimum - greedy[-1])
+        v = exact_values(world.model, agent.table()[0], args.gamma)
+    return Result("step", x, curves, columns, agent.table(), v)
 
-    greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
-    optimum = best_return(world.model, world.limit)
-    curves["greedy"] = mean_and_error(greedy)
-    columns["greedy"] = mean_and_error(greedy[-1])
-    columns["optimum"] = optimum, 0.0
-    columns["gap"] = mean_and_error(optimum - greedy[-1])
-    v = exact_values(world.model, agent.table()[0], args.gamma)
-    return Result(x, curves, columns, agent.table(), v)
+
+def exact_values(model, q, gamma):
+    """v of the greedy policy of q [S, A], nan where no episode goes, [S]; None if gamma is 1 and v does not exist."""
+    try:
+        return np.where(model.visited, evaluate(model, greedy_policy(q), gamma), np.nan)
+    except InputError:
+        return None
 
 
 def run_figure(args, agent, world):
-    """Result of a figure's episodes."""
+    """Result of a figure's episodes. If it compares alphas, each of them has args.runs runs."""
     figure = FIGURES[args.figure]
     if figure.alphas:
         agent.alpha = np.repeat(figure.alphas, args.runs)  # [N]
@@ -1078,36 +1081,21 @@ def run_figure(args, agent, world):
         "left": 100 * (episodes.length == 2),  # in Example 6.7 only left leads to a second step
         "error": episodes.error,
     }
-    size = figure.episodes, world.num_runs
-    y = cell_means(episodes.number, episodes.run, measures[figure.measure], size)
-    if figure.alphas:
-        return sweep_result(figure, y, agent)
-    columns = {}
-    for name, window in figure.windows.items():
-        columns[name] = mean_and_error(y[window].mean(0))
-    curves = {figure.measure: mean_and_error(y)}
-    return Result(np.arange(1, figure.episodes + 1), curves, columns, agent.table())
+    y = np.zeros((figure.episodes, world.num_runs))
+    y[episodes.number, episodes.run] = measures[figure.measure]
+    if not figure.alphas:
+        curves = {figure.measure: mean_and_error(y)}
+        columns = {name: mean_and_error(y[window].mean(0)) for name, window in figure.windows.items()}
+        return Result("episode", np.arange(1, figure.episodes + 1), curves, columns, agent.table())
 
-
-def sweep_result(figure, y, agent):
-    """Result with alpha on the x-axis; y: the measure, [episodes, alphas * runs]."""
-    y = y.reshape(len(y), len(figure.alphas), -1)
     best = np.argmin if figure.measure == "error" else np.argmax
     curves, columns = {}, {}
     for name, window in figure.windows.items():
-        mean, error = curves[name] = mean_and_error(y[window].mean(0))  # [alphas]
+        mean, error = curves[name] = mean_and_error(y[window].mean(0).reshape(-1, args.runs))  # [alphas]
         i = best(mean)
         columns[name] = mean[i], error[i]
         columns[f"{name}, at alpha"] = figure.alphas[i], 0.0
-    return Result(np.array(figure.alphas), curves, columns, agent.table())
-
-
-def exact_values(model, q, gamma):
-    """v of the greedy policy of q [S, A], nan where no episode goes, [S]; None if gamma is 1 and v does not exist."""
-    try:
-        return np.where(model.visited, evaluate(model, greedy_policy(q), gamma), np.nan)
-    except InputError:
-        return None
+    return Result("alpha", np.array(figure.alphas), curves, columns, agent.table())
 
 
 def rms_error(model, gamma):
@@ -1121,18 +1109,10 @@ def rms_error(model, gamma):
     return error
 
 
-def cell_means(row, column, x, size):
-    """Table of the given size; in each cell the mean of the x [M] with this row and column, nan if there are none."""
-    cell = np.ravel_multi_index((row, column), size)
-    total = np.bincount(cell, x, math.prod(size))
-    number = np.bincount(cell, minlength=math.prod(size))
+def group_means(group, x, num_groups):
+    """Mean of the x [M] of each group, nan if it has none; group [M] -> [num_groups]."""
     with np.errstate(invalid="ignore"):
-        return (total / number).reshape(size)
-
-
-def run_means(run, x, num_runs):
-    """Mean of the x [M] of each run, [N]; nan if there are none."""
-    return cell_means(np.zeros_like(run), run, x, (1, num_runs))[0]
+        return np.bincount(group, x, num_groups) / np.bincount(group, minlength=num_groups)
 
 
 def mean_and_error(x):
@@ -1234,20 +1214,12 @@ def save(folder, args, world, results):
         curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
         q = result.q[0]  # of the first run
         v = [None] * len(q) if result.v is None else result.v
-        for state, q_s in enumerate(q):
-            values.append((text, state, q_s.argmax(), q_s.max(), v[state]))
+        values += [(text, *numbers) for numbers in zip(range(len(q)), q.argmax(-1), q.max(-1), v)]
         table.append([text, *(number for column in result.columns.values() for number in column)])
-    first = next(iter(results.values()))
-    write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
+    write(folder / "curves.csv", ["agent", result.x_label, *with_error(result.curves)], curves)
     write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)
     plot(folder / "figure.png", args, world, results)
-    write(folder / "table.csv", ["agent", *with_error(first.columns)], table)  # written last: it marks a finished run
-
-
-def x_label(args):
-    if args.figure is None:
-        return "step"
-    return "alpha" if FIGURES[args.figure].alphas else "episode"
+    write(folder / "table.csv", ["agent", *with_error(result.columns)], table)  # written last: it marks a finished run
 
 
 def with_error(names):
@@ -1269,47 +1241,39 @@ def plot(path, args, world, results):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    num_curves = len(next(iter(results.values())).curves)
-    has_grids = world.model is not None and world.model.shape is not None and x_label(args) != "alpha"
+    first, model = next(iter(results.values())), world.model
+    has_grids = model is not None and model.shape is not None and first.x_label != "alpha"
     num_rows, num_columns = math.ceil(len(results) / 5), min(len(results), 5)
     height = 2.2 * num_rows if has_grids else 0
-    figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + height), layout="constrained")
+    figure = plt.figure(figsize=(3 + 5 * len(first.curves), 4.5 + height), layout="constrained")
     figure.suptitle(FIGURES[args.figure].title if args.figure else args.env_id)
     upper = figure
     if has_grids:
         upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, height))
-        all_axes = lower.subplots(num_rows, num_columns, squeeze=False).ravel()
-        plot_grids(all_axes, world.model, results)
-    plot_curves(upper.subplots(1, num_curves, squeeze=False)[0], args, results)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def plot_curves(all_axes, args, results):
-    """Means over runs, with their standard errors as shades."""
-    for i, axes in enumerate(all_axes):
+        plot_grids(lower.subplots(num_rows, num_columns, squeeze=False).ravel(), model, results)
+    all_axes = upper.subplots(1, len(first.curves), squeeze=False)[0]
+    for axes, name in zip(all_axes, first.curves):
         for text, result in results.items():
-            name, (mean, error) = list(result.curves.items())[i]
+            mean, error = result.curves[name]
             axes.plot(result.x, mean, label=text, linewidth=1)
             axes.fill_between(result.x, mean - error, mean + error, alpha=0.3)
-        axes.set(xlabel=x_label(args), ylabel=name)
-        if args.figure:
-            axes.set_ylim(FIGURES[args.figure].ylim)
+        axes.set(xlabel=first.x_label, ylabel=name, ylim=FIGURES[args.figure].ylim if args.figure else None)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def plot_grids(all_axes, model, results):
     """Mean of max_a Q(s, a) over runs as a color, and the action with the highest mean of Q as an arrow."""
     rows, columns = np.nonzero(model.visited.reshape(model.shape))
+    arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5, "width": 0.02}
     for axes in all_axes:
         axes.axis("off")
     for axes, (text, result) in zip(all_axes, results.items()):
-        v = result.q.max(-1).mean(0)
-        v = np.where(model.visited, v, np.nan).reshape(model.shape)
-        axes.imshow(v)
+        v = np.where(model.visited, result.q.max(-1).mean(0), np.nan)
+        axes.imshow(v.reshape(model.shape))
         best = result.q.mean(0).argmax(-1)[model.visited]
         down, right = directions(model)[best].T
-        arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5, "width": 0.02}
         axes.quiver(columns, rows, right, down, facecolor="white", edgecolor="black", linewidth=0.3, **arrows)
         axes.set_title(text, fontsize=7)
 
@@ -1328,9 +1292,10 @@ def log_to_wandb(folder, args, results):
     """Log the curves of each agent."""
     import wandb
 
+    first = next(iter(results.values()))
     with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
-        for t, x in enumerate(next(iter(results.values())).x):
-            row = {x_label(args): x}
+        for t, x in enumerate(first.x):
+            row = {first.x_label: x}
             for text, result in results.items():
                 row |= {f"{name}/{text}": mean[t] for name, (mean, _) in result.curves.items()}
             run.log(row)
