@@ -30,7 +30,7 @@ Questions that a learner asks:
   the state. The task could go on from s', so the target needs the estimated value of s'. With 0 in its place, a state
   that is often reached late would seem worse than it is.
 
-Shapes: N runs, n of them; S states; A actions; K outcomes of an action.
+An agent plays all its runs at once, in arrays. Shapes: N runs, n of them; S states; A actions; K outcomes of an action.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -128,7 +128,7 @@ def make_model(P, start, shape=None):
         for a in P[s]:
             table[:, s, a, : len(P[s][a])] = np.transpose(P[s][a])
     prob, next_state, reward, terminated = table
-    model = Model(prob, next_state.astype(int), reward, terminated > 0, np.asarray(start), num_actions, shape)
+    model = Model(prob, next_state.astype(int), reward, terminated > 0, np.array(start, float), num_actions, shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
@@ -141,11 +141,6 @@ def reachable(edges, states):
         if (more == states).all():
             return states
         states = more
-
-
-def highest(q):
-    """max_a Q(s, a), [n, A] -> [n]. For few actions this is several times faster than q.max(-1)."""
-    return q.ravel()[q.argmax(-1) + np.arange(0, q.size, q.shape[1])]
 
 
 def q_values(model, v, gamma):
@@ -242,6 +237,11 @@ class Step(NamedTuple):
     ended: np.ndarray  # terminated, or truncated by a time limit
 
 
+def highest(q):
+    """max_a Q(s, a), [n, A] -> [n]. For many states with few actions it is faster than q.max(-1)."""
+    return q[np.arange(len(q)), q.argmax(-1)]
+
+
 @dataclass
 class Agent:
     """Base class: Q(s, a) for each run, and greedy actions. Does not learn.
@@ -280,7 +280,7 @@ class Agent:
         return self.q
 
     def pair(self, run, state, action):
-        """Position of Q(s, a) in the flat table, [n]. One index is several times faster than three."""
+        """Position of Q(s, a) in the table as a single row, [n]. One index is several times faster than three."""
         S, A = self.world.legal.shape
         return (run * S + state) * A + action
 
@@ -367,7 +367,7 @@ class Learner(Agent):
     def update(self, pair, target):
         """Move Q towards the target, [n], at these positions, [n]."""
         self.count(pair)
-        q, step_size = self.q.ravel(), self.step_size.ravel()
+        q, step_size = self.q.ravel(), self.step_size.ravel()  # views, not copies
         q[pair] += step_size[pair] * (target - q[pair])
 
     def count(self, pair):
@@ -438,7 +438,7 @@ class DoubleQLearning(Learner):
         table = self.rng.integers(2, size=len(step.run))  # the one to update
         best = self.q[table, step.run, step.next_state].argmax(-1)
         next_value = self.q[1 - table, step.run, step.next_state, best] * ~step.terminated
-        pair = self.pair(step.run + table * len(self.q[0]), step.state, step.action)
+        pair = self.pair(step.run + table * self.world.num_runs, step.state, step.action)  # table 1 follows table 0
         self.update(pair, step.reward + self.gamma * next_value)
 
 
@@ -481,10 +481,10 @@ class NStepSarsa(Sarsa):
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.t = 0  # steps so far
-        self.begin = np.zeros(len(self.q), int)  # t at the start of each run's episode
-        self.rewards = np.zeros((0, len(self.q)))  # of the last steps, [t, N]
-        self.pairs = self.rewards.astype(int)  # their positions in the table
+        self.t = 0  # a clock for all runs
+        self.begin = np.zeros(len(self.q), int)  # its time at the start of each run's episode
+        self.rewards = np.zeros((0, len(self.q)))  # at each time, [t, N]
+        self.pairs = self.rewards.astype(int)  # positions of the pairs (s, a) at each time, [t, N]
 
     def start(self, run, state):
         super().start(run, state)
@@ -505,7 +505,7 @@ class NStepSarsa(Sarsa):
             self.update_rest(run[step.ended], next_value[step.ended])
 
     def make_room(self, keep):
-        """Forget the steps before the last `keep` ones."""
+        """Add rows, forget the steps before the last `keep` ones, and set the clock back to the number of these."""
         old, empty = slice(self.t - keep, self.t), np.zeros((keep + 100, len(self.q)))
         self.pairs = np.concatenate([self.pairs[old], empty.astype(int)])
         self.rewards = np.concatenate([self.rewards[old], empty])
@@ -917,7 +917,7 @@ class Figure(NamedTuple):
     windows: dict[str, slice]  # the episodes that the table averages
     ylim: tuple[float, float]
     gamma: float = 1.0
-    alphas: tuple[float, ...] = ()  # each agent has all of them in turn, and the x-axis is alpha
+    alphas: tuple[float, ...] = ()  # each agent is run with all of them, and the x-axis is alpha
 
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
