@@ -126,9 +126,11 @@ def make_model(P, start, shape=None):
     table = np.zeros((4, len(P), num_actions.max(), num_outcomes))
     for s in P:
         for a in P[s]:
-            table[:, s, a, : len(P[s][a])] = np.transpose(P[s][a])
+            outcomes = P[s][a]
+            table[:, s, a, : len(outcomes)] = np.transpose(outcomes)
     prob, next_state, reward, terminated = table
-    model = Model(prob, next_state.astype(int), reward, terminated > 0, np.array(start, float), num_actions, shape)
+    next_state, terminated = next_state.astype(int), terminated.astype(bool)
+    model = Model(prob, next_state, reward, terminated, np.array(start, float), num_actions, shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
@@ -154,7 +156,8 @@ def evaluate(model, policy, gamma):
     process = model.under(policy)
     S = len(process.start)
     T = np.zeros((S, S))  # probability of each next state that is not terminal
-    np.add.at(T, (np.arange(S)[:, None], process.next_state[:, 0]), process.onward[:, 0])
+    for state in range(S):
+        np.add.at(T[state], process.next_state[state, 0], process.onward[state, 0])
     if gamma == 1:  # the return is finite only if each episode ends
         can_end = reachable((T > 0).T, T.sum(1) < 1 - 1e-9)
         may_not_end = reachable((T > 0).T, ~can_end)
@@ -362,7 +365,8 @@ class Learner(Agent):
 
     def learn(self, step):
         next_value = self.next_value(step) * ~step.terminated  # a terminal state has value 0, a truncated one has not
-        self.update(self.pair(step.run, step.state, step.action), step.reward + self.gamma * next_value)
+        target = step.reward + self.gamma * next_value
+        self.update(self.pair(step.run, step.state, step.action), target)
 
     def update(self, pair, target):
         """Move Q towards the target, [n], at these positions, [n]."""
@@ -506,7 +510,8 @@ class NStepSarsa(Sarsa):
 
     def make_room(self, keep):
         """Add rows, forget the steps before the last `keep` ones, and set the clock back to the number of these."""
-        old, empty = slice(self.t - keep, self.t), np.zeros((keep + 100, len(self.q)))
+        old = slice(self.t - keep, self.t)
+        empty = np.zeros((keep + 100, len(self.q)))
         self.pairs = np.concatenate([self.pairs[old], empty.astype(int)])
         self.rewards = np.concatenate([self.rewards[old], empty])
         self.begin -= self.t - keep
@@ -683,15 +688,16 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True):
         if ended.any():
             done = run[ended]
             errors = error(agent, done) if error else np.zeros(len(done))
-            end = np.full(len(done), t)
-            finished.append(Episodes(done, number[ended], end, ret[ended], t - begin[ended], errors))
+            end, length = np.full(len(done), t), t - begin[ended]
+            finished.append(Episodes(done, number[ended], end, ret[ended], length, errors))
             ret[ended], begin[ended] = 0, t
             number[ended] += 1
             state[ended] = world.start(done)
             agent.start(done, state[ended])
             if episodes:
                 playing = number < episodes
-                run, state, ret, number, begin = (x[playing] for x in (run, state, ret, number, begin))
+                run, state, ret = run[playing], state[playing], ret[playing]
+                number, begin = number[playing], begin[playing]
         if steps and t * 20 >= steps * (len(policies) + 1):
             policies.append(agent.table().argmax(-1))
         if t == steps or len(run) == 0:
@@ -733,7 +739,8 @@ class Simulator:
         model, state = self.model, self.state[run]
         _, A, K = model.prob.shape
         pair = state * A + action
-        outcome = (self.cdf.reshape(-1, K).take(pair, 0) > self.random(run)[:, None]).argmax(-1)  # inverse CDF
+        cdf = self.cdf.reshape(-1, K).take(pair, 0)
+        outcome = (cdf > self.random(run)[:, None]).argmax(-1)  # inverse CDF
         at = pair * K + outcome
         reward = model.reward.take(at)
         if model.reward_std is not None:
@@ -861,7 +868,10 @@ def gymnasium_model(env):
 
 def random_walk(num_states, left_reward):
     """From the center to the left or to the right, until an end is passed; reward 1 at the right end (Example 6.2)."""
-    P = {s: {0: [(0.5, s - 1, 0, False), (0.5, s + 1, 0, False)]} for s in range(num_states)}
+    P = {}
+    for s in range(num_states):
+        left, right = (0.5, s - 1, 0, False), (0.5, s + 1, 0, False)
+        P[s] = {0: [left, right]}
     P[0][0][0] = (0.5, 0, left_reward, True)
     P[num_states - 1][0][1] = (0.5, 0, 1, True)
     return make_model(P, start=np.eye(num_states)[num_states // 2])
@@ -870,8 +880,11 @@ def random_walk(num_states, left_reward):
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
     A, B = 0, 1
-    left, right, end = (1, B, 0, False), (1, A, 0, True), (1, B, -0.1, True)
-    P = {A: {0: [left], 1: [right]}, B: {action: [end] for action in range(10)}}
+    left, right = (1, B, 0, False), (1, A, 0, True)
+    end = (1, B, -0.1, True)
+    P = {A: {0: [left], 1: [right]}, B: {}}
+    for action in range(10):
+        P[B][action] = [end]
     return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
 
 
@@ -888,16 +901,18 @@ S.#....#.
 def maze():
     """Example 8.1: moves up, right, down, left; walls # and the edge block them; reward 1 at the goal G, the end."""
     cells = np.array([list(row) for row in MAZE.split()])
+    last = np.subtract(cells.shape, 1)
     moves = (-1, 0), (0, 1), (1, 0), (0, -1)
     P = {}
     for s, cell in enumerate(np.ndindex(cells.shape)):
         P[s] = {}
         for a, move in enumerate(moves):
-            to = tuple(np.clip(np.add(cell, move), 0, np.subtract(cells.shape, 1)))
+            to = tuple(np.clip(np.add(cell, move), 0, last))
             if cells[to] == "#":
                 to = cell
+            next_s = np.ravel_multi_index(to, cells.shape)
             is_goal = cells[to] == "G"
-            P[s][a] = [(1, np.ravel_multi_index(to, cells.shape), float(is_goal), is_goal)]
+            P[s][a] = [(1, next_s, float(is_goal), is_goal)]
     return make_model(P, (cells == "S").ravel(), cells.shape)
 
 
@@ -1071,15 +1086,16 @@ def run_figure(args, agent, world):
     }
     y = np.zeros((figure.episodes, world.num_runs))
     y[episodes.number, episodes.run] = measures[figure.measure]
+    means = {name: y[window].mean(0) for name, window in figure.windows.items()}
     if not figure.alphas:
         curves = {figure.measure: mean_and_error(y)}
-        columns = {name: mean_and_error(y[window].mean(0)) for name, window in figure.windows.items()}
+        columns = {name: mean_and_error(mean) for name, mean in means.items()}
         return Result("episode", np.arange(1, figure.episodes + 1), curves, columns, agent.table())
 
     best = np.argmin if figure.measure == "error" else np.argmax
     curves, columns = {}, {}
-    for name, window in figure.windows.items():
-        mean, error = curves[name] = mean_and_error(y[window].mean(0).reshape(-1, args.runs))  # [alphas]
+    for name in means:
+        mean, error = curves[name] = mean_and_error(means[name].reshape(-1, args.runs))  # [alphas]
         i = best(mean)
         columns[name] = mean[i], error[i]
         columns[f"{name}, at alpha"] = figure.alphas[i], 0.0
@@ -1202,7 +1218,8 @@ def save(folder, args, world, results):
         curves += [(text, *numbers) for numbers in zip(result.x, *columns)]
         q = result.q[0]  # of the first run
         v = [None] * len(q) if result.v is None else result.v
-        values += [(text, *numbers) for numbers in zip(range(len(q)), q.argmax(-1), q.max(-1), v)]
+        for state, q_s in enumerate(q):
+            values.append((text, state, q_s.argmax(), q_s.max(), v[state]))
         table.append([text, *(number for column in result.columns.values() for number in column)])
     write(folder / "curves.csv", ["agent", result.x_label, *with_error(result.curves)], curves)
     write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)
@@ -1245,7 +1262,9 @@ def plot(path, args, world, results):
             mean, error = result.curves[name]
             axes.plot(result.x, mean, label=text, linewidth=1)
             axes.fill_between(result.x, mean - error, mean + error, alpha=0.3)
-        axes.set(xlabel=first.x_label, ylabel=name, ylim=FIGURES[args.figure].ylim if args.figure else None)
+        axes.set(xlabel=first.x_label, ylabel=name)
+        if args.figure:
+            axes.set_ylim(FIGURES[args.figure].ylim)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
