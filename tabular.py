@@ -527,10 +527,10 @@ class NStepSarsa(Sarsa):
     def update_rest(self, run, next_value):
         """At the end of an episode, update the estimates of its last n steps, in their order."""
         first = max(self.t - self.n, self.begin[run].min())
-        reward = self.rewards[first : self.t, run]  # [steps, n]
-        ret = np.empty_like(reward)
-        for k in reversed(range(len(reward))):
-            next_value = ret[k] = reward[k] + self.gamma * next_value
+        ret = self.rewards[first : self.t, run]  # [steps, n]
+        ret[-1] += self.gamma * next_value
+        for k in reversed(range(len(ret) - 1)):
+            ret[k] += self.gamma * ret[k + 1]
 
         in_episode = np.arange(first, self.t)[:, None] >= self.begin[run]
         pair, ret = self.pairs[first : self.t, run][in_episode], ret[in_episode]
@@ -545,8 +545,8 @@ class NStepSarsa(Sarsa):
         order = np.argsort(pair, kind="stable")
         first = np.searchsorted(pair[order], pair[order])  # where the visits to the same pair begin
         number = np.arange(len(pair)) - first
-        for k in range(number.max() + 1):
-            yield order[number == k]
+        ends = np.bincount(number).cumsum()
+        return np.split(order[np.argsort(number, kind="stable")], ends[:-1])
 
 
 @dataclass
@@ -560,8 +560,8 @@ class MonteCarlo(NStepSarsa):
     first_visit: bool = True  # update only the first visit to a pair (s, a) in an episode; otherwise every visit
 
     def visits(self, pair):
-        every = super().visits(pair)
-        return [next(every)] if self.first_visit else every
+        visits = super().visits(pair)
+        return visits[:1] if self.first_visit else visits
 
 
 @dataclass
@@ -881,10 +881,9 @@ def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
     A, B = 0, 1
     left, right = (1, B, 0, False), (1, A, 0, True)
-    end = (1, B, -0.1, True)
     P = {A: {0: [left], 1: [right]}, B: {}}
     for action in range(10):
-        P[B][action] = [end]
+        P[B][action] = [(1, B, -0.1, True)]
     return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
 
 
@@ -912,7 +911,7 @@ def maze():
                 to = cell
             next_s = np.ravel_multi_index(to, cells.shape)
             is_goal = cells[to] == "G"
-            P[s][a] = [(1, next_s, float(is_goal), is_goal)]
+            P[s][a] = [(1, next_s, is_goal, is_goal)]
     return make_model(P, (cells == "S").ravel(), cells.shape)
 
 
