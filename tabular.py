@@ -30,7 +30,7 @@ Questions that a learner asks:
   the state. The task could go on from s', so the target needs the estimated value of s'. With 0 in its place, a state
   that is often reached late would seem worse than it is.
 
-Shapes: N runs, n of them; S states; A actions; K outcomes of an action.
+An agent plays all its runs at once, in arrays. Shapes: N runs, n of them; S states; A actions; K outcomes of an action.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -88,7 +88,7 @@ class Model:
     start: np.ndarray  # distribution of the first state, [S]
     num_actions: np.ndarray  # [S]
     shape: tuple[int, int] | None = None  # rows and columns, if the states are the cells of a grid
-    reward_std: np.ndarray | float = 0.0  # of normal noise on the rewards, [S]
+    reward_std: np.ndarray | None = None  # of normal noise on the rewards, [S]
     visited: np.ndarray | None = None  # states in which an agent may have to act, [S]
 
     def __post_init__(self):
@@ -123,15 +123,14 @@ def make_model(P, start, shape=None):
     """Model from P[s][a] = [(probability, next state, reward, terminated), ...], as in Gymnasium. Raises InputError."""
     num_actions = np.array([len(P[s]) for s in range(len(P))])
     num_outcomes = max(len(P[s][a]) for s in P for a in P[s])
-    size = len(P), num_actions.max(), num_outcomes
-    prob, reward = np.zeros(size), np.zeros(size)
-    next_state, terminated = np.zeros(size, int), np.zeros(size, bool)
+    table = np.zeros((4, len(P), num_actions.max(), num_outcomes))
     for s in P:
         for a in P[s]:
-            for k, outcome in enumerate(P[s][a]):
-                at = s, a, k
-                prob[at], next_state[at], reward[at], terminated[at] = outcome
-    model = Model(prob, next_state, reward, terminated, np.asarray(start), num_actions, shape)
+            outcomes = P[s][a]
+            table[:, s, a, : len(outcomes)] = np.transpose(outcomes)
+    prob, next_state, reward, terminated = table
+    next_state, terminated = next_state.astype(int), terminated.astype(bool)
+    model = Model(prob, next_state, reward, terminated, np.array(start, float), num_actions, shape)
     if not np.allclose(prob.sum(-1)[model.legal], 1):
         raise InputError("P: the probabilities of an action's outcomes must sum to 1")
     return model
@@ -241,6 +240,11 @@ class Step(NamedTuple):
     ended: np.ndarray  # terminated, or truncated by a time limit
 
 
+def highest(q):
+    """max_a Q(s, a), [n, A] -> [n]. For many states with few actions it is faster than q.max(-1)."""
+    return q[np.arange(len(q)), q.argmax(-1)]
+
+
 @dataclass
 class Agent:
     """Base class: Q(s, a) for each run, and greedy actions. Does not learn.
@@ -278,14 +282,20 @@ class Agent:
         """Q(s, a), [N, S, A]."""
         return self.q
 
+    def pair(self, run, state, action):
+        """Position of Q(s, a) in the table as a single row, [n]. One index is several times faster than three."""
+        S, A = self.world.legal.shape
+        return (run * S + state) * A + action
+
     def values(self, run, state):
         """Q(s, .) of these states, [n, A]."""
-        return self.q[run, state]
+        S, A = self.world.legal.shape
+        return self.q.reshape(-1, A).take(run * S + state, 0)
 
     def greedy(self, run, state):
         """The actions with the highest Q, [n]. Ties are broken at random."""
         q = self.values(run, state)
-        ties = q == q.max(-1, keepdims=True)
+        ties = q == highest(q)[:, None]
         return self.choose(ties)
 
     def choose(self, allowed):
@@ -322,6 +332,7 @@ class PolicyIteration(ValueIteration):
 class Learner(Agent):
     """Base class: acts epsilon-greedily, and moves Q towards a target by a step size alpha.
 
+    A subclass defines next_value(step), what its target takes for the value of the next state, [n].
     epsilon falls linearly from 1 over the first fraction `explore` of the steps. The book's figures have it constant.
     """
 
@@ -354,22 +365,21 @@ class Learner(Agent):
 
     def learn(self, step):
         next_value = self.next_value(step) * ~step.terminated  # a terminal state has value 0, a truncated one has not
-        self.update((step.run, step.state, step.action), step.reward + self.gamma * next_value)
-
-    def next_value(self, step):
-        """What the target takes for the value of the next state, [n]."""
-        raise NotImplementedError
+        target = step.reward + self.gamma * next_value
+        self.update(self.pair(step.run, step.state, step.action), target)
 
     def update(self, pair, target):
-        """Move Q towards the target, [n]; pair: run, state, action."""
+        """Move Q towards the target, [n], at these positions, [n]."""
         self.count(pair)
-        self.q[pair] += self.step_size[pair] * (target - self.q[pair])
+        q, step_size = self.q.ravel(), self.step_size.ravel()  # views, not copies
+        q[pair] += step_size[pair] * (target - q[pair])
 
     def count(self, pair):
         """Count an update, for the step size."""
         if self.alpha is None:
-            self.updates[pair] += 1
-            self.step_size[pair] = self.updates[pair] ** -self.power
+            updates, step_size = self.updates.ravel(), self.step_size.ravel()
+            updates[pair] += 1
+            step_size[pair] = updates[pair] ** -self.power
 
 
 @dataclass
@@ -389,7 +399,7 @@ class Sarsa(Learner):
     def next_value(self, step):
         action = super().act(step.run, step.next_state)
         self.next_action[step.run] = action
-        return self.q[step.run, step.next_state, action]
+        return self.q.take(self.pair(step.run, step.next_state, action))
 
 
 @dataclass
@@ -398,10 +408,10 @@ class ExpectedSarsa(Learner):
 
     def next_value(self, step):
         q = self.values(step.run, step.next_state)
-        legal = self.world.legal[step.next_state]
-        mean = np.where(legal, q, 0).sum(-1) / legal.sum(-1)
+        legal = self.world.legal.take(step.next_state, 0)
+        mean = np.where(legal, q, 0).sum(-1) / self.world.num_actions[step.next_state]
         epsilon = self.current_epsilon()
-        return epsilon * mean + (1 - epsilon) * q.max(-1)
+        return epsilon * mean + (1 - epsilon) * highest(q)
 
 
 @dataclass
@@ -409,7 +419,7 @@ class QLearning(Learner):
     """Q-learning (Eq. 6.8): the target has the best next action, whatever is taken."""
 
     def next_value(self, step):
-        return self.values(step.run, step.next_state).max(-1)
+        return highest(self.values(step.run, step.next_state))
 
 
 @dataclass
@@ -432,8 +442,8 @@ class DoubleQLearning(Learner):
         table = self.rng.integers(2, size=len(step.run))  # the one to update
         best = self.q[table, step.run, step.next_state].argmax(-1)
         next_value = self.q[1 - table, step.run, step.next_state, best] * ~step.terminated
-        entry = table, step.run, step.state, step.action
-        self.update(entry, step.reward + self.gamma * next_value)
+        pair = self.pair(step.run + table * self.world.num_runs, step.state, step.action)  # table 1 follows table 0
+        self.update(pair, step.reward + self.gamma * next_value)
 
 
 @dataclass
@@ -456,12 +466,13 @@ class SarsaLambda(Sarsa):
         self.trace[run] = 0
 
     def learn(self, step):
-        run, pair = step.run, (step.run, step.state, step.action)
+        run, pair = step.run, self.pair(step.run, step.state, step.action)
         next_value = self.next_value(step) * ~step.terminated
-        error = step.reward + self.gamma * next_value - self.q[pair]
+        error = step.reward + self.gamma * next_value - self.q.take(pair)
         self.count(pair)
         self.trace[run] *= self.gamma * self.lam
-        self.trace[pair] = 1 if self.replacing else self.trace[pair] + 1
+        trace = self.trace.ravel()
+        trace[pair] = 1 if self.replacing else trace[pair] + 1
         self.q[run] += self.step_size[run] * error[:, None, None] * self.trace[run]
 
 
@@ -474,50 +485,57 @@ class NStepSarsa(Sarsa):
 
     def reset(self, seed=None):
         super().reset(seed)
-        self.time = np.zeros(len(self.q), int)  # steps of the current episode
-        self.episode = np.zeros((len(self.q), 1, 3))  # its states, actions and rewards
+        self.t = 0  # a clock for all runs
+        self.begin = np.zeros(len(self.q), int)  # its time at the start of each run's episode
+        self.rewards = np.zeros((0, len(self.q)))  # at each time, [t, N]
+        self.pairs = self.rewards.astype(int)  # positions of the pairs (s, a) at each time, [t, N]
 
     def start(self, run, state):
         super().start(run, state)
-        self.time[run] = 0
+        self.begin[run] = self.t
 
     def learn(self, step):
-        if self.time.max() == self.episode.shape[1]:
-            self.episode = np.concatenate([self.episode, np.zeros_like(self.episode)], 1)
-        now = step.run, self.time[step.run]
-        self.episode[now] = np.stack([step.state, step.action, step.reward], -1)
-        self.time[step.run] += 1
+        run, length = step.run, self.t - self.begin[step.run] + 1
+        if self.t == len(self.rewards):
+            self.make_room(min(self.n, length.max() - 1))
+        self.pairs[self.t][run] = self.pair(run, step.state, step.action)
+        self.rewards[self.t][run] = step.reward
+        self.t += 1
         next_value = self.next_value(step) * ~step.terminated
-        full = (self.time[step.run] >= self.n) & ~step.ended
+        full = (length >= self.n) & ~step.ended
         if full.any():
-            self.update_oldest(step.run[full], next_value[full])
+            self.update_oldest(run[full], next_value[full])
         if step.ended.any():
-            self.update_rest(step.run[step.ended], next_value[step.ended])
+            self.update_rest(run[step.ended], next_value[step.ended])
+
+    def make_room(self, keep):
+        """Add rows, forget the steps before the last `keep` ones, and set the clock back to the number of these."""
+        old = slice(self.t - keep, self.t)
+        empty = np.zeros((keep + 100, len(self.q)))
+        self.pairs = np.concatenate([self.pairs[old], empty.astype(int)])
+        self.rewards = np.concatenate([self.rewards[old], empty])
+        self.begin -= self.t - keep
+        self.t = keep
 
     def update_oldest(self, run, next_value):
         """Update the estimate of n steps ago."""
-        tau = self.time[run] - self.n
-        steps = np.arange(self.n)
-        rewards = self.episode[run[:, None], tau[:, None] + steps, 2]  # [n, self.n]
-        state, action = self.episode[run, tau, :2].astype(int).T
-        target = rewards @ self.gamma**steps + self.gamma**self.n * next_value
-        self.update((run, state, action), target)
+        first = self.t - self.n
+        discount = self.gamma ** np.arange(self.n)
+        ret = discount @ self.rewards[first : self.t, run]
+        self.update(self.pairs[first][run], ret + self.gamma**self.n * next_value)
 
     def update_rest(self, run, next_value):
         """At the end of an episode, update the estimates of its last n steps, in their order."""
-        steps = min(self.n, self.time[run].max())
-        time = (self.time[run] - steps)[:, None] + np.arange(steps)  # [n, steps]; below 0: before the episode
-        reward = self.episode[run[:, None], time, 2]
-        ret = np.empty_like(reward)
-        for k in reversed(range(steps)):
-            next_value = ret[:, k] = reward[:, k] + self.gamma * next_value
+        first = max(self.t - self.n, self.begin[run].min())
+        ret = self.rewards[first : self.t, run]  # [steps, n]
+        ret[-1] += self.gamma * next_value
+        for k in reversed(range(len(ret) - 1)):
+            ret[k] += self.gamma * ret[k + 1]
 
-        row, column = np.nonzero(time >= 0)
-        run, time, ret = run[row], time[row, column], ret[row, column]
-        state, action = self.episode[run, time, :2].astype(int).T
-        pair = run, state, action
-        for visit in self.visits(np.ravel_multi_index(pair, self.q.shape)):
-            self.update((run[visit], state[visit], action[visit]), ret[visit])
+        in_episode = np.arange(first, self.t)[:, None] >= self.begin[run]
+        pair, ret = self.pairs[first : self.t, run][in_episode], ret[in_episode]
+        for visit in self.visits(pair):
+            self.update(pair[visit], ret[visit])
 
     def visits(self, pair):
         """Positions of the first visits to each pair, then those of the second ones, and so on.
@@ -527,8 +545,8 @@ class NStepSarsa(Sarsa):
         order = np.argsort(pair, kind="stable")
         first = np.searchsorted(pair[order], pair[order])  # where the visits to the same pair begin
         number = np.arange(len(pair)) - first
-        for k in range(number.max() + 1):
-            yield order[number == k]
+        ends = np.bincount(number).cumsum()
+        return np.split(order[np.argsort(number, kind="stable")], ends[:-1])
 
 
 @dataclass
@@ -542,8 +560,8 @@ class MonteCarlo(NStepSarsa):
     first_visit: bool = True  # update only the first visit to a pair (s, a) in an episode; otherwise every visit
 
     def visits(self, pair):
-        every = super().visits(pair)
-        return [next(every)] if self.first_visit else every
+        visits = super().visits(pair)
+        return visits[:1] if self.first_visit else visits
 
 
 @dataclass
@@ -650,11 +668,11 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True):
     if learn:
         agent.reset(agent_seed)
     act = agent.act if learn else agent.greedy
-    run = np.arange(world.num_runs)  # those that still play
+    run = np.arange(world.num_runs)  # those that still play, [n]
     state = world.start(run)
     agent.start(run, state)
     ret = np.zeros(len(run))
-    length, number = np.zeros((2, len(run)), int)
+    number, begin = np.zeros((2, len(run)), int)  # of the current episode
     finished, policies = [Episodes(*np.zeros((6, 0), int))], []
 
     bar = {"desc": type(agent).__name__, "unit": "step", "leave": False, "disable": None}
@@ -665,22 +683,22 @@ def play(agent, world, seed, steps=None, episodes=None, error=None, learn=True):
         ended = terminated | truncated
         if learn:
             agent.learn(Step(run, state, action, reward, next_state, terminated, ended))
-        ret[run] += reward
-        length[run] += 1
+        ret += reward
         state = next_state.copy()
         if ended.any():
             done = run[ended]
             errors = error(agent, done) if error else np.zeros(len(done))
-            end = np.full(len(done), t)
-            finished.append(Episodes(done, number[done], end, ret[done], length[done], errors))
-            ret[done] = length[done] = 0
-            number[done] += 1
+            end, length = np.full(len(done), t), t - begin[ended]
+            finished.append(Episodes(done, number[ended], end, ret[ended], length, errors))
+            ret[ended], begin[ended] = 0, t
+            number[ended] += 1
             state[ended] = world.start(done)
             agent.start(done, state[ended])
-        if episodes:
-            playing = number[run] < episodes
-            run, state = run[playing], state[playing]
-        elif t * 20 >= steps * (len(policies) + 1):
+            if episodes:
+                playing = number < episodes
+                run, state, ret = run[playing], state[playing], ret[playing]
+                number, begin = number[playing], begin[playing]
+        if steps and t * 20 >= steps * (len(policies) + 1):
             policies.append(agent.table().argmax(-1))
         if t == steps or len(run) == 0:
             break
@@ -696,7 +714,8 @@ class Simulator:
 
     def __init__(self, model, num_runs, limit=math.inf, copies=1):
         self.model, self.num_runs, self.limit = model, num_runs, limit
-        self.num_different = num_runs // copies  # run i has the random numbers of run i % num_different
+        self.num_different = num_runs // copies
+        self.source = np.arange(num_runs) % self.num_different  # of each run's random numbers
         self.legal, self.num_actions = model.legal, model.num_actions
         self.cdf, self.start_cdf = model.prob.cumsum(-1), model.start.cumsum()
         for cdf in self.cdf, self.start_cdf:
@@ -707,7 +726,7 @@ class Simulator:
         self.state, self.time = np.zeros((2, self.num_runs), int)
 
     def random(self, run):
-        return self.rng.random(self.num_different)[run % self.num_different]
+        return self.rng.random(self.num_different)[self.source[run]]
 
     def start(self, run):
         """Begin an episode in these runs. Returns the first states, [n]."""
@@ -718,15 +737,17 @@ class Simulator:
     def step(self, run, action):
         """Next state, reward, terminated, truncated, [n] each."""
         model, state = self.model, self.state[run]
-        u = self.random(run)[:, None]
-        outcome = (self.cdf[state, action] <= u).sum(-1)  # inverse CDF
-        at = state, action, outcome
-        reward = model.reward[at]
-        if np.any(model.reward_std):
-            reward = reward + model.reward_std[state] * self.rng.standard_normal(len(run))
-        next_state = self.state[run] = model.next_state[at]
+        _, A, K = model.prob.shape
+        pair = state * A + action
+        cdf = self.cdf.reshape(-1, K).take(pair, 0)
+        outcome = (cdf > self.random(run)[:, None]).argmax(-1)  # inverse CDF
+        at = pair * K + outcome
+        reward = model.reward.take(at)
+        if model.reward_std is not None:
+            reward += model.reward_std[state] * self.rng.standard_normal(len(run))
+        next_state = self.state[run] = model.next_state.take(at)
         self.time[run] += 1
-        return next_state, reward, model.terminated[at], self.time[run] >= self.limit
+        return next_state, reward, model.terminated.take(at), self.time[run] >= self.limit
 
 
 class Environments:
@@ -859,15 +880,14 @@ def random_walk(num_states, left_reward):
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
     A, B = 0, 1
-    P = {A: {}, B: {}}
-    P[A][0] = [(1, B, 0, False)]
-    P[A][1] = [(1, A, 0, True)]
+    left, right = (1, B, 0, False), (1, A, 0, True)
+    P = {A: {0: [left], 1: [right]}, B: {}}
     for action in range(10):
         P[B][action] = [(1, B, -0.1, True)]
     return replace(make_model(P, start=[1, 0]), reward_std=np.array([0, 1]))
 
 
-DYNA_MAZE = """
+MAZE = """
 .......#G
 ..#....#.
 S.#....#.
@@ -877,9 +897,9 @@ S.#....#.
 """
 
 
-def maze(text=DYNA_MAZE):
+def maze():
     """Example 8.1: moves up, right, down, left; walls # and the edge block them; reward 1 at the goal G, the end."""
-    cells = np.array([list(row) for row in text.split()])
+    cells = np.array([list(row) for row in MAZE.split()])
     last = np.subtract(cells.shape, 1)
     moves = (-1, 0), (0, 1), (1, 0), (0, -1)
     P = {}
@@ -891,9 +911,8 @@ def maze(text=DYNA_MAZE):
                 to = cell
             next_s = np.ravel_multi_index(to, cells.shape)
             is_goal = cells[to] == "G"
-            P[s][a] = [(1, next_s, float(is_goal), is_goal)]
-    start = (cells == "S").ravel().astype(float)
-    return make_model(P, start, cells.shape)
+            P[s][a] = [(1, next_s, is_goal, is_goal)]
+    return make_model(P, (cells == "S").ravel(), cells.shape)
 
 
 def cliff():
@@ -912,7 +931,7 @@ class Figure(NamedTuple):
     windows: dict[str, slice]  # the episodes that the table averages
     ylim: tuple[float, float]
     gamma: float = 1.0
-    alphas: tuple[float, ...] = ()  # each agent has all of them in turn, and the x-axis is alpha
+    alphas: tuple[float, ...] = ()  # each agent is run with all of them, and the x-axis is alpha
 
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
@@ -991,6 +1010,7 @@ FIGURES = {
 class Result(NamedTuple):
     """What an agent achieved. Curves and columns are means over runs with their standard errors."""
 
+    x_label: str
     x: np.ndarray  # [T]
     curves: dict  # name: (mean [T], error [T])
     columns: dict  # of the table, name: (mean, error)
@@ -1022,28 +1042,36 @@ def run_steps(args, agent, world):
     episodes, policies = play(agent, world, args.seed, steps=args.steps)
     x = np.arange(1, 21) * args.steps / 20
     part = np.searchsorted(x, episodes.end)
-    ret = cell_means(part, episodes.run, episodes.ret, (20, args.runs))
+    ret = group_means(part * args.runs + episodes.run, episodes.ret, 20 * args.runs)
     num_episodes = np.bincount(episodes.run, minlength=args.runs)
     recent = episodes.number >= num_episodes[episodes.run] - 100
-    recent_ret = run_means(episodes.run[recent], episodes.ret[recent], args.runs)
-    curves, columns = {"return": mean_and_error(ret)}, {"return": mean_and_error(recent_ret)}
+    recent_ret = group_means(episodes.run[recent], episodes.ret[recent], args.runs)
+    curves = {"return": mean_and_error(ret.reshape(20, args.runs))}
+    columns, v = {"return": mean_and_error(recent_ret)}, None
     if world.model is None:
         test, _ = play(agent, world, args.seed, episodes=10, learn=False)
-        columns["greedy"] = mean_and_error(run_means(test.run, test.ret, args.runs))
-        return Result(x, curves, columns, agent.table())
+        columns["greedy"] = mean_and_error(group_means(test.run, test.ret, args.runs))
+    else:
+        greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
+        optimum = best_return(world.model, world.limit)
+        curves["greedy"] = mean_and_error(greedy)
+        columns["greedy"] = mean_and_error(greedy[-1])
+        columns["optimum"] = optimum, 0.0
+        columns["gap"] = mean_and_error(optimum - greedy[-1])
+        v = exact_values(world.model, agent.table()[0], args.gamma)
+    return Result("step", x, curves, columns, agent.table(), v)
 
-    greedy = np.array([expected_return(world.model, actions, world.limit) for actions in policies])  # [20, N]
-    optimum = best_return(world.model, world.limit)
-    curves["greedy"] = mean_and_error(greedy)
-    columns["greedy"] = mean_and_error(greedy[-1])
-    columns["optimum"] = optimum, 0.0
-    columns["gap"] = mean_and_error(optimum - greedy[-1])
-    v = exact_values(world.model, agent.table()[0], args.gamma)
-    return Result(x, curves, columns, agent.table(), v)
+
+def exact_values(model, q, gamma):
+    """v of the greedy policy of q [S, A], nan where no episode goes, [S]; None if gamma is 1 and v does not exist."""
+    try:
+        return np.where(model.visited, evaluate(model, greedy_policy(q), gamma), np.nan)
+    except InputError:
+        return None
 
 
 def run_figure(args, agent, world):
-    """Result of a figure's episodes."""
+    """Result of a figure's episodes. If it compares alphas, each of them has args.runs runs."""
     figure = FIGURES[args.figure]
     if figure.alphas:
         agent.alpha = np.repeat(figure.alphas, args.runs)  # [N]
@@ -1055,36 +1083,22 @@ def run_figure(args, agent, world):
         "left": 100 * (episodes.length == 2),  # in Example 6.7 only left leads to a second step
         "error": episodes.error,
     }
-    size = figure.episodes, world.num_runs
-    y = cell_means(episodes.number, episodes.run, measures[figure.measure], size)
-    if figure.alphas:
-        return sweep_result(figure, y, agent)
-    columns = {}
-    for name, window in figure.windows.items():
-        columns[name] = mean_and_error(y[window].mean(0))
-    curves = {figure.measure: mean_and_error(y)}
-    return Result(np.arange(1, figure.episodes + 1), curves, columns, agent.table())
+    y = np.zeros((figure.episodes, world.num_runs))
+    y[episodes.number, episodes.run] = measures[figure.measure]
+    means = {name: y[window].mean(0) for name, window in figure.windows.items()}
+    if not figure.alphas:
+        curves = {figure.measure: mean_and_error(y)}
+        columns = {name: mean_and_error(mean) for name, mean in means.items()}
+        return Result("episode", np.arange(1, figure.episodes + 1), curves, columns, agent.table())
 
-
-def sweep_result(figure, y, agent):
-    """Result with alpha on the x-axis; y: the measure, [episodes, alphas * runs]."""
-    y = y.reshape(len(y), len(figure.alphas), -1)
     best = np.argmin if figure.measure == "error" else np.argmax
     curves, columns = {}, {}
-    for name, window in figure.windows.items():
-        mean, error = curves[name] = mean_and_error(y[window].mean(0))  # [alphas]
+    for name in means:
+        mean, error = curves[name] = mean_and_error(means[name].reshape(-1, args.runs))  # [alphas]
         i = best(mean)
         columns[name] = mean[i], error[i]
         columns[f"{name}, at alpha"] = figure.alphas[i], 0.0
-    return Result(np.array(figure.alphas), curves, columns, agent.table())
-
-
-def exact_values(model, q, gamma):
-    """v of the greedy policy of q [S, A], nan where no episode goes, [S]; None if gamma is 1 and v does not exist."""
-    try:
-        return np.where(model.visited, evaluate(model, greedy_policy(q), gamma), np.nan)
-    except InputError:
-        return None
+    return Result("alpha", np.array(figure.alphas), curves, columns, agent.table())
 
 
 def rms_error(model, gamma):
@@ -1098,18 +1112,10 @@ def rms_error(model, gamma):
     return error
 
 
-def cell_means(row, column, x, size):
-    """Table of the given size; in each cell the mean of the x [M] with this row and column, nan if there are none."""
-    cell = np.ravel_multi_index((row, column), size)
-    total = np.bincount(cell, x, math.prod(size))
-    number = np.bincount(cell, minlength=math.prod(size))
+def group_means(group, x, num_groups):
+    """Mean of the x [M] of each group, nan if it has none; group [M] -> [num_groups]."""
     with np.errstate(invalid="ignore"):
-        return (total / number).reshape(size)
-
-
-def run_means(run, x, num_runs):
-    """Mean of the x [M] of each run, [N]; nan if there are none."""
-    return cell_means(np.zeros_like(run), run, x, (1, num_runs))[0]
+        return np.bincount(group, x, num_groups) / np.bincount(group, minlength=num_groups)
 
 
 def mean_and_error(x):
@@ -1203,8 +1209,11 @@ def parse(text, default):
 
 def save(folder, args, world, results):
     """Write args.json, curves.csv, values.csv, figure.png and table.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    except OSError as error:
+        raise InputError(f"--run-dir {folder}: {error}") from error
     curves, values, table = [], [], []
     for text, result in results.items():
         columns = [column for curve in result.curves.values() for column in curve]
@@ -1214,17 +1223,10 @@ def save(folder, args, world, results):
         for state, q_s in enumerate(q):
             values.append((text, state, q_s.argmax(), q_s.max(), v[state]))
         table.append([text, *(number for column in result.columns.values() for number in column)])
-    first = next(iter(results.values()))
-    write(folder / "curves.csv", ["agent", x_label(args), *with_error(first.curves)], curves)
+    write(folder / "curves.csv", ["agent", result.x_label, *with_error(result.curves)], curves)
     write(folder / "values.csv", ["agent", "state", "action", "q", "v"], values)
     plot(folder / "figure.png", args, world, results)
-    write(folder / "table.csv", ["agent", *with_error(first.columns)], table)  # written last: it marks a finished run
-
-
-def x_label(args):
-    if args.figure is None:
-        return "step"
-    return "alpha" if FIGURES[args.figure].alphas else "episode"
+    write(folder / "table.csv", ["agent", *with_error(result.columns)], table)  # written last: it marks a finished run
 
 
 def with_error(names):
@@ -1246,47 +1248,41 @@ def plot(path, args, world, results):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    num_curves = len(next(iter(results.values())).curves)
-    has_grids = world.model is not None and world.model.shape is not None and x_label(args) != "alpha"
+    first, model = next(iter(results.values())), world.model
+    has_grids = model is not None and model.shape is not None and first.x_label != "alpha"
     num_rows, num_columns = math.ceil(len(results) / 5), min(len(results), 5)
     height = 2.2 * num_rows if has_grids else 0
-    figure = plt.figure(figsize=(3 + 5 * num_curves, 4.5 + height), layout="constrained")
+    figure = plt.figure(figsize=(3 + 5 * len(first.curves), 4.5 + height), layout="constrained")
     figure.suptitle(FIGURES[args.figure].title if args.figure else args.env_id)
     upper = figure
     if has_grids:
         upper, lower = figure.subfigures(2, 1, height_ratios=(4.5, height))
-        all_axes = lower.subplots(num_rows, num_columns, squeeze=False).ravel()
-        plot_grids(all_axes, world.model, results)
-    plot_curves(upper.subplots(1, num_curves, squeeze=False)[0], args, results)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def plot_curves(all_axes, args, results):
-    """Means over runs, with their standard errors as shades."""
-    for i, axes in enumerate(all_axes):
+        plot_grids(lower.subplots(num_rows, num_columns, squeeze=False).ravel(), model, results)
+    all_axes = upper.subplots(1, len(first.curves), squeeze=False)[0]
+    for axes, name in zip(all_axes, first.curves):
         for text, result in results.items():
-            name, (mean, error) = list(result.curves.items())[i]
+            mean, error = result.curves[name]
             axes.plot(result.x, mean, label=text, linewidth=1)
             axes.fill_between(result.x, mean - error, mean + error, alpha=0.3)
-        axes.set(xlabel=x_label(args), ylabel=name)
+        axes.set(xlabel=first.x_label, ylabel=name)
         if args.figure:
             axes.set_ylim(FIGURES[args.figure].ylim)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def plot_grids(all_axes, model, results):
     """Mean of max_a Q(s, a) over runs as a color, and the action with the highest mean of Q as an arrow."""
     rows, columns = np.nonzero(model.visited.reshape(model.shape))
+    arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5, "width": 0.02}
     for axes in all_axes:
         axes.axis("off")
     for axes, (text, result) in zip(all_axes, results.items()):
-        v = result.q.max(-1).mean(0)
-        v = np.where(model.visited, v, np.nan).reshape(model.shape)
-        axes.imshow(v)
+        v = np.where(model.visited, result.q.max(-1).mean(0), np.nan)
+        axes.imshow(v.reshape(model.shape))
         best = result.q.mean(0).argmax(-1)[model.visited]
         down, right = directions(model)[best].T
-        arrows = {"angles": "xy", "pivot": "mid", "scale_units": "xy", "scale": 1.5, "width": 0.02}
         axes.quiver(columns, rows, right, down, facecolor="white", edgecolor="black", linewidth=0.3, **arrows)
         axes.set_title(text, fontsize=7)
 
@@ -1302,15 +1298,22 @@ def directions(model):
 
 
 def log_to_wandb(folder, args, results):
-    """Log the curves of each agent."""
-    import wandb
+    """Log the curves of each agent. If that fails, say so; the results are already saved."""
+    first = next(iter(results.values()))
+    stdin, sys.stdin = sys.stdin, None  # without an API key, do not wait for one to be typed
+    try:
+        import wandb
 
-    with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
-        for t, x in enumerate(next(iter(results.values())).x):
-            row = {x_label(args): x}
-            for text, result in results.items():
-                row |= {f"{name}/{text}": mean[t] for name, (mean, _) in result.curves.items()}
-            run.log(row)
+        with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
+            for t, x in enumerate(first.x):
+                row = {first.x_label: x}
+                for text, result in results.items():
+                    row |= {f"{name}/{text}": mean[t] for name, (mean, _) in result.curves.items()}
+                run.log(row)
+    except Exception as error:
+        print(f"--track: not logged to Weights & Biases: {error}", file=sys.stderr)
+    finally:
+        sys.stdin = stdin
 
 
 def print_table(results):
@@ -1341,14 +1344,14 @@ def print_order(results):
 
 
 def main():
-    """The command line. Exit status 2 for invalid input, 130 for Ctrl-C."""
+    """The command line. Exit status 2 for invalid input, 1 for a full disk, 130 for Ctrl-C."""
     try:
         table, folder = train(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     print_table(table)
     print(f"results: {folder}")
 

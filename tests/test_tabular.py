@@ -592,7 +592,7 @@ def test_many_runs_at_once_have_the_distribution_of_single_runs():
         world = tabular.Simulator(model, num_runs)
         agent = tabular.make_agent("q-learning:alpha=0.5", world=world, gamma=1)
         episodes, _ = tabular.play(agent, world, seed, episodes=30)
-        return tabular.run_means(episodes.run, episodes.ret, num_runs)
+        return tabular.group_means(episodes.run, episodes.ret, num_runs)
 
     many = returns(400, seed=1)
     single = np.concatenate([returns(1, seed) for seed in range(20)])
@@ -710,7 +710,7 @@ def test_td_lambda_on_the_random_walk_of_figure_12_6():
         world = tabular.Simulator(model, 200)
         agent = tabular.SarsaLambda(world, 1.0, alpha=alpha, lam=lam, replacing=False)
         episodes, _ = tabular.play(agent, world, 1, episodes=10, error=tabular.rms_error(model, 1.0))
-        error = tabular.run_means(episodes.run, episodes.error, 200)
+        error = tabular.group_means(episodes.run, episodes.error, 200)
         assert close(tabular.mean_and_error(error), expected, 0.005)
 
 
