@@ -193,7 +193,7 @@ def train(args):
 
             # Update by G gradient steps on replayed transitions.
             metrics = update(agent, optimizer, replay, lr, args)
-            run.report(rollout.rew, rollout.done, metrics | {"epsilon": epsilon})
+            run.report(rollout, metrics | {"epsilon": epsilon})
     return agent
 
 
@@ -298,7 +298,11 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020)."""
+    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
+
+    By at least a fifth of the mean size of the latest rewards. Otherwise rewards that hardly vary, as in episodes of
+    one step, would all be clipped and look the same.
+    """
 
     ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
 
@@ -309,6 +313,7 @@ class RewardNorm(RunningNorm):
             rets.append(r + gamma * self.ret)
             self.ret = rets[-1] * ~d
         super().update(to_tensor(rets, rew.device).flatten())
+        self.std.clamp_(min=all_mean(rew.abs().mean()) / 5)
 
     def forward(self, rew):
         return (rew / self.std).clamp(-10, 10)
@@ -441,10 +446,9 @@ def wrap_actions(env):
     space = env.action_space
     if not isinstance(space, spaces.Box):
         return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
-    if not space.is_bounded():
-        return wrappers.ClipAction(env)
-    env = wrappers.RescaleAction(env, -1, 1)  # clipped on the next line: wrappers.ClipAction would remove the bounds
-    return wrappers.TransformAction(env, lambda act: np.clip(act, -1, 1), env.action_space)
+    # Clipped after rescaling, which may exceed a bound by a rounding error. ClipAction would remove the bounds.
+    env = wrappers.TransformAction(env, lambda act: np.clip(act, space.low, space.high), space)
+    return wrappers.RescaleAction(env, -1, 1) if space.is_bounded() else env
 
 
 def make_envs(args):
@@ -590,15 +594,16 @@ class Run:
                 raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
             os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
 
-    def report(self, rew, done, metrics):
-        """Count a rollout's steps and episodes [T, N] and write a row of metrics. Raises FloatingPointError."""
-        for r, d in zip(rew.numpy(force=True), done.numpy(force=True)):
+    def report(self, rollout, metrics):
+        """Count a rollout's steps and episodes and write a row of metrics. Raises FloatingPointError."""
+        rew, done = rollout.rew.numpy(force=True), rollout.done.numpy(force=True)
+        for r, d in zip(rew, done):
             self.current[0] += r
             self.current[1] += 1
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
-        steps = rew.numel() * WORKERS
+        steps = rew.size * WORKERS
         self.step += steps
         self.seconds = time.perf_counter() - self.start
         self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
@@ -613,10 +618,11 @@ class Run:
             **metrics,
         }
         numbers = {name: number for name, number in row.items() if number is not None}
-        for name, number in numbers.items():
+        sums = zip(["observation", "action", "reward", "observation"], map(torch.sum, rollout))  # the first four fields
+        for name, number in [*sums, *numbers.items()]:
             if not math.isfinite(number):
-                hint = f"try a smaller --learning-rate; check the rewards; last good checkpoint: {self.checkpoint}"
-                raise FloatingPointError(f"{name} is {number} at step {self.step}; {hint}")
+                hint = f"check the environment; try a smaller --learning-rate; last good checkpoint: {self.checkpoint}"
+                raise FloatingPointError(f"{name} is {number:g} at step {self.step}; {hint}")
         if RANK == 0:
             writer = csv.DictWriter(self.metrics, row)
             if self.metrics.tell() == 0:
@@ -656,7 +662,7 @@ def evaluate(agent, env, episodes, seed):
     for episode_seed in seeds.generate_state(episodes).tolist():
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
-            act = agent.act(obs[None], greedy=True)[0]
+            act = agent.act([obs], greedy=True)[0]
             obs, rew, terminated, truncated, _ = env.step(act)
             ret, done = ret + float(rew), terminated or truncated
         returns.append(ret)

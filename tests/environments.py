@@ -148,6 +148,69 @@ class Broken(RewardFromObservation):
         return float("nan") if self.steps > 300 else super().reward(act)
 
 
+class Misbehaving(ConstantReward):
+    """Episodes of 5 steps; from its 40th step on, an observation, a reward or an error of the wrong kind."""
+
+    length, steps = 5, 0
+
+    def __init__(self, obs=None, last_obs=None, reward=1.0, error=None):
+        self.wrong_obs, self.wrong_last_obs, self.wrong_reward, self.error = obs, last_obs, reward, error
+
+    def step(self, act):
+        self.steps += 1
+        if self.error and self.steps >= 40:
+            raise self.error
+        return super().step(act)
+
+    def observe(self):
+        wrong = self.wrong_last_obs if self.t == self.length else self.wrong_obs
+        return super().observe() if wrong is None or self.steps < 40 else np.array(wrong, np.float32)
+
+    def reward(self, act):
+        return 1.0 if self.steps < 40 else self.wrong_reward
+
+
+class Loose(ConstantReward):
+    """Observations as lists of numbers that are not within the space."""
+
+    length = 5
+
+    def observe(self):
+        return [50.0 * self.sign, float(self.t)]
+
+
+class SmallDifference(RewardFromBoth):
+    """Rewards of 99.5 and 100.5 in episodes of one step."""
+
+    def reward(self, act):
+        return 100 + super().reward(act) / 2
+
+
+class Actions(Probe):
+    """An action space to try; step refuses what is not in it."""
+
+    length = 5
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reward(self, act):
+        return float(np.sum(act))
+
+
+ACTION_SPACES = {
+    "OneAction": spaces.Discrete(1),
+    "FromMinusOne": spaces.Discrete(3, start=-1),
+    "UnequalCounts": spaces.MultiDiscrete([1, 5, 2]),
+    "Grid": spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[0, -1], [2, 3]]),
+    "Odd": spaces.Box(np.array([-1e-3, 0.1], np.float32), np.array([0.1, 0.7], np.float32)),  # bounds that get rounded
+    "OneBound": spaces.Box(np.array([-1, -np.inf], np.float32), np.array([np.inf, 0], np.float32)),
+    "Double": spaces.Box(-5, 10, (2,), np.float64),
+    "Scalar": spaces.Box(-2, 2, (), np.float32),
+    "Matrix": spaces.Box(-2, 2, (2, 3), np.float32),
+}
+
+
 class BinaryActions(ConstantReward):
     action_space = spaces.MultiBinary(2)
 
@@ -159,3 +222,17 @@ class GraphObservations(ConstantReward):
 for probe in (*Probe.__subclasses__(), Unbounded, Image, Dict, Broken, BinaryActions, GraphObservations):
     gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
 gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)
+for probe in (SmallDifference, Loose):
+    gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
+for name, kwargs in {
+    "NanObservation": {"obs": [np.nan, 0]},
+    "InfiniteObservation": {"obs": [0, np.inf]},
+    "NanLastObservation": {"last_obs": [np.nan, 0]},
+    "NanReward": {"reward": np.nan},
+    "InfiniteReward": {"reward": -np.inf},
+    "WrongShape": {"obs": [0, 0, 0]},
+    "Raises": {"error": ZeroDivisionError("the environment's own words")},
+}.items():
+    gym.register(f"Probe{name}-v0", entry_point=Misbehaving, kwargs=kwargs)
+for name, space in ACTION_SPACES.items():
+    gym.register(f"Probe{name}-v0", entry_point=Actions, kwargs={"action_space": space})

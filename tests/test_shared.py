@@ -233,11 +233,18 @@ def test_scaling_a_reward_leaves_the_statistics_alone():
     assert all(torch.equal(before[name], x) for name, x in norm.state_dict().items())
 
 
-def test_a_constant_reward_without_spread_is_clipped_at_10():
-    """Episodes of one step: all discounted returns are 1, their standard deviation is 0."""
-    norm = ppo.RewardNorm(())
-    norm.update(column(1.0, 1.0, 1.0), flags(1, 1, 1), gamma=0.5)
-    assert norm(column(1.0)).item() == 10
+def test_rewards_that_hardly_vary_are_divided_by_a_fifth_of_their_mean_size_and_not_clipped():
+    """Episodes of one step. By the standard deviation of 1 all would become about 100, and be clipped at 10."""
+    norm, rew = ppo.RewardNorm(()), column(-99.0, -101.0)
+    norm.update(rew, flags(1, 1), gamma=0.5)
+    assert norm(rew).flatten().tolist() == pytest.approx([-99 / 20, -101 / 20])
+
+
+def test_a_constant_reward_becomes_5_in_episodes_of_one_step_and_a_reward_of_0_stays_0():
+    for reward, scaled in (7.0, 5), (-1e6, -5), (0.0, 0):
+        norm = ppo.RewardNorm(())
+        norm.update(column(reward, reward, reward), flags(1, 1, 1), gamma=0.5)
+        assert norm(column(reward)).item() == pytest.approx(scaled)
 
 
 def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions():
