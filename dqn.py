@@ -618,8 +618,9 @@ class Run:
             **metrics,
         }
         numbers = {name: number for name, number in row.items() if number is not None}
-        sums = zip(["observation", "action", "reward", "observation"], map(torch.sum, rollout))  # the first four fields
-        for name, number in [*sums, *numbers.items()]:
+        # The smallest number plus the largest is not finite if any is not; a sum over images would take long.
+        extremes = zip(["observation", "action", "reward", "observation"], (sum(x.aminmax()) for x in rollout))
+        for name, number in [*extremes, *numbers.items()]:
             if not math.isfinite(number):
                 hint = f"check the environment; try a smaller --learning-rate; last good checkpoint: {self.checkpoint}"
                 raise FloatingPointError(f"{name} is {number:g} at step {self.step}; {hint}")
