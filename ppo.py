@@ -173,9 +173,9 @@ def train(args):
     optimizer = Adam(agent.parameters(), args)
     penalty, obs = nn.Module(), None
     penalty.beta = nn.Buffer(torch.tensor(1.0))  # in a module, so that checkpoints hold it
-    with Run(args, agent=agent, optimizer=optimizer, penalty=penalty) as run:  # at the end: save, then evaluate
+    with Run(args, envs, agent=agent, optimizer=optimizer, penalty=penalty) as run:  # at the end: save, then evaluate
         for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            obs = run.checkpoint_if_due(envs, obs)  # at first and at each checkpoint, resets all environments
+            obs = run.checkpoint_if_due(obs)  # at first and at each checkpoint, resets all environments
             lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
 
             # Collect T steps in each of N environments with the current policy.
@@ -466,6 +466,8 @@ def wrap_observations(env):
 def wrap_actions(env):
     """Bounded Box actions become [-1, 1]; Discrete and MultiDiscrete actions count from 0."""
     space = env.action_space
+    if isinstance(space, spaces.Box) and space.dtype.kind != "f":
+        raise InputError(f"--env-id {env.spec.id}: {space} actions; supported are boxes of floats, or MultiDiscrete")
     if not isinstance(space, spaces.Box):
         return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
     # Clipped after rescaling, which may exceed a bound by a rounding error. ClipAction would remove the bounds.
@@ -487,9 +489,10 @@ def make_envs(args):
 class Run:
     """Folder, counters, checkpoints, metrics and evaluation of one run. Under torchrun, only worker 0 writes."""
 
-    def __init__(self, args, **parts):
+    def __init__(self, args, envs, **parts):
         """parts: agent, optimizer and all else that a checkpoint must hold."""
-        self.args, self.agent, self.parts = args, parts["agent"], parts
+        self.args, self.envs = args, envs
+        self.agent, self.parts = parts["agent"], parts
         self.step, self.seconds, self.metrics_size = 0, 0.0, 0
         self.checkpoint_due = True
         self.recent = deque(maxlen=20)  # (return, length) of the latest finished episodes
@@ -573,6 +576,7 @@ class Run:
             self.save()
         if exc_type is KeyboardInterrupt and RANK == 0:
             print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
+        self.envs.close(terminate=True)  # without waiting for a step that has not ended
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
         if exc_type is None and RANK == 0:
@@ -585,7 +589,7 @@ class Run:
         while self.step + rollout <= args.total_timesteps:
             yield self.step / args.total_timesteps
 
-    def checkpoint_if_due(self, envs, obs):
+    def checkpoint_if_due(self, obs):
         """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
         if self.checkpoint_due:
             self.save()
@@ -598,7 +602,7 @@ class Run:
         self.current[:] = 0
         self.agent.reward_norm.ret = 0
         self.checkpoint_due = False
-        return envs.reset(seed=env_seeds)[0]
+        return self.envs.reset(seed=env_seeds)[0]
 
     def save(self):
         if RANK == 0:

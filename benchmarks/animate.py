@@ -11,7 +11,7 @@ greedy actions, and starts again when its episode ends.
 import importlib
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs/benchmark"
 sys.path.append(str(ROOT))
 SEED = 101
-SIZE = 240, 170  # of a panel, in pixels
+SIZE = 240, 160  # of a panel, in pixels
 CAPTION = 16  # height of the line of text above it
 
 
@@ -34,6 +34,7 @@ class Panel:
     env_id: str
     steps: int  # of training
     stride: int
+    options: dict = field(default_factory=dict)  # of gymnasium.make
 
     @property
     def folder(self):
@@ -43,7 +44,7 @@ class Panel:
 PANELS = (
     Panel("ppo", "CartPole-v1", 100_000, stride=2),
     Panel("ppo", "LunarLander-v3", 1_000_000, stride=3),
-    Panel("ppo", "HalfCheetah-v5", 1_000_000, stride=2),
+    Panel("ppo", "HalfCheetah-v5", 1_000_000, stride=2, options={"camera_name": "track"}),
 )
 
 
@@ -55,7 +56,7 @@ def load(panel):
         argv = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         subprocess.run([sys.executable, ROOT / f"{panel.script}.py", *argv], check=True)
     saved = script.load(panel.folder / "checkpoint.pt")
-    env = script.make_env(panel.env_id, render_mode="rgb_array")
+    env = script.make_env(panel.env_id, render_mode="rgb_array", **panel.options)
     agent = script.ActorCritic(env.observation_space, env.action_space, script.Args(**saved["args"]))
     agent.load_state_dict(saved["agent"])
     return agent, env
@@ -89,7 +90,7 @@ def captioned(pixels, text):
     return panel
 
 
-def main(frames: int = 100, colors: int = 48, path: Path = ROOT / "benchmarks/agents.gif"):
+def main(frames: int = 160, colors: int = 96, path: Path = ROOT / "benchmarks/agents.gif"):
     """Write the picture.
 
     Args:

@@ -234,5 +234,7 @@ for name, kwargs in {
     "Raises": {"error": ZeroDivisionError("the environment's own words")},
 }.items():
     gym.register(f"Probe{name}-v0", entry_point=Misbehaving, kwargs=kwargs)
-for name, space in ACTION_SPACES.items():
+INTEGERS = {"Integers": spaces.Box(-3, 3, (2,), np.int64)}  # refused
+
+for name, space in (ACTION_SPACES | INTEGERS).items():
     gym.register(f"Probe{name}-v0", entry_point=Actions, kwargs={"action_space": space})

@@ -108,10 +108,21 @@ def test_an_episode_that_never_ends_is_cut_and_until_then_has_no_return(tmp_path
     ],
 )
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_error_of_the_environment_is_shown_as_it_is_and_the_checkpoint_stays(tmp_path, name, fault, error, words):
+def test_an_error_of_the_environment_is_shown_as_it_is_and_the_checkpoint_stays(
+    tmp_path, name, fault, error, words, spy
+):
+    closed = spy(gym.vector.SyncVectorEnv, "close")
     with pytest.raises(error, match=words):
         train(tmp_path, name, env_id=f"Probe{fault}-v0", checkpoint_every=10_000)
     assert load(tmp_path)["step"] == 0  # that of the start
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_environments_are_closed_at_the_end(tmp_path, name, spy):
+    closed = spy(gym.vector.SyncVectorEnv, "close")
+    train(tmp_path, name, env_id="CartPole-v1")
+    assert len(closed) == 1
 
 
 @pytest.mark.slow

@@ -33,6 +33,10 @@ def refusal(capsys, monkeypatch, *flags, name="ppo"):
             "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions and ",
         ),
         (
+            "--env-id ProbeIntegers-v0",
+            "--env-id ProbeIntegers-v0: Box(-3, 3, (2,), int64) actions; supported are boxes of",
+        ),
+        (
             "--env-id ProbeGraphObservations-v0",
             "supported are Box, Discrete, MultiDiscrete actions and observations that can be flattened",
         ),
