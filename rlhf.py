@@ -30,7 +30,7 @@ Shapes: B responses of up to T words to prompts of P words; K responses in a ran
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "torch>=2.6", "tqdm>=4.66", "tyro>=0.9"]
+# dependencies = ["numpy>=1.26", "torch>=2.6", "tqdm>=4.66", "tyro>=0.9.1"]
 # ///
 
 import csv
@@ -63,7 +63,7 @@ CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"seed": (0, math.inf), "frozen_layers": (0, math.inf)}
+LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf)}
 LIMITS |= {"batch_size": (1, 100_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
 
 
@@ -585,7 +585,7 @@ class Agent(nn.Module):
         module, _, function = args.judge.partition(":")
         try:
             self.judge = getattr(importlib.import_module(module), function) if args.judge else judge
-        except (ValueError, ImportError, AttributeError) as error:
+        except (ValueError, TypeError, ImportError, AttributeError) as error:
             raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
 
     def value(self, obs, act):

@@ -35,7 +35,7 @@ An agent plays all its runs at once, in arrays. Shapes: N runs, n of them; S sta
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#   "gymnasium>=1.3", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9", "wandb>=0.18",
+#   "gymnasium>=1.3", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20",
 # ]
 # ///
 
