@@ -2,7 +2,7 @@
 
 The bounds are those of the design, but for tokens: it asks for 5,200, and the larger numbers below only stop growth.
 An optimizer and networks written out for speed, with what else that takes, cost about 350 tokens in each deep script;
-guards for Weights & Biases, which can fail at any time, and for flags that torch cannot take cost 80.
+guards against full disks, unusable folders, changed checkpoints, failing trackers and numbers not finite, about 200.
 Peers, in the same measures: a script of CleanRL has 1,400 to 2,500 tokens, 5 names of its own in the loop and a
 function with a branching of 24 to 28.
 """
