@@ -255,7 +255,7 @@ def train(tmp_path, **flags):
 def test_random_actions_are_drawn_for_each_environment(tmp_path, monkeypatch, spy):
     """The network says 0 all the time; a third of the random actions are 0 too."""
     monkeypatch.setattr(dqn.QNetwork, "act", lambda self, obs, greedy=False: np.zeros(len(obs), int))
-    acts = spy(dqn.ReplayBuffer, "add", note=lambda replay, obs, act, *_: act)
+    acts = spy(dqn.ReplayBuffer, "add", note=lambda replay, rollout: rollout.act)
     flags = {"epsilon_start": 0.3, "epsilon_end": 0.3, "learning_starts": 20_480, "total_timesteps": 20_480}
     train(tmp_path, env_id="Acrobot-v1", **flags)
     other = torch.cat(acts) > 0  # [steps, N]
