@@ -90,7 +90,7 @@ def captioned(pixels, text):
     return panel
 
 
-def main(frames: int = 160, colors: int = 96, path: Path = ROOT / "benchmarks/agents.gif"):
+def main(frames: int = 150, colors: int = 64, path: Path = ROOT / "benchmarks/agents.gif"):
     """Write the picture.
 
     Args:
