@@ -300,8 +300,8 @@ class RunningNorm(nn.Module):
 class RewardNorm(RunningNorm):
     """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
 
-    By at least a fifth of the mean size of the latest rewards. Otherwise rewards that hardly vary, as in episodes of
-    one step, would all be clipped and look the same.
+    The divisor is at least a fifth of the mean absolute value of the latest rewards. Otherwise rewards that hardly
+    vary, as in episodes of one step, would all be clipped and look the same.
     """
 
     ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
@@ -641,7 +641,7 @@ class Run:
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
         args = self.args
-        self.bar.total = self.step  # whole rollouts; the budget may be more
+        self.bar.total = self.step  # the budget need not be a whole number of rollouts
         self.bar.close()
         if args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)

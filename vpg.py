@@ -310,8 +310,8 @@ class RunningNorm(nn.Module):
 class RewardNorm(RunningNorm):
     """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
 
-    By at least a fifth of the mean size of the latest rewards. Otherwise rewards that hardly vary, as in episodes of
-    one step, would all be clipped and look the same.
+    The divisor is at least a fifth of the mean absolute value of the latest rewards. Otherwise rewards that hardly
+    vary, as in episodes of one step, would all be clipped and look the same.
     """
 
     ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
@@ -398,7 +398,7 @@ class ActorCritic(nn.Module):
             self.mask = nn.Buffer(-1e9 * missing, persistent=False)  # with -inf, the entropy would be nan
             self.distribution = Categorical
             outputs = self.mask.numel()
-        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # at first, much the same for all obs
+        self.actor = network(obs_space.shape, args.hidden_sizes, outputs, 0.01)  # hardly depends on obs at first
         self.critic = network(obs_space.shape, args.hidden_sizes, 1, 1)
 
     @property
@@ -663,7 +663,7 @@ class Run:
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
         args = self.args
-        self.bar.total = self.step  # whole rollouts; the budget may be more
+        self.bar.total = self.step  # the budget need not be a whole number of rollouts
         self.bar.close()
         if args.capture_video:
             self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
