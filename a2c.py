@@ -67,7 +67,7 @@ class Args:
     total_timesteps: int = 200_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.995  # discount factor
-    learning_rate: float = 2e-3  # Adam's initial step size
+    learning_rate: float = 1.5e-3  # Adam's initial step size
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators

@@ -85,7 +85,7 @@ class Args:
     total_timesteps: int = 50_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-3  # Adam's initial step size
+    learning_rate: float = 2e-3  # Adam's initial step size
     hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
