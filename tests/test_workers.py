@@ -80,15 +80,8 @@ def test_two_launches_that_meet_at_an_address_are_one_run_of_two_workers(tmp_pat
     for folder in folders:
         write_worker(folder, "ppo", SHORT)
     here, there, one = folders
-    launches = [
-        subprocess.Popen(
-            [*TORCHRUN, *meet, "worker.py"],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-        )
-        for folder in (here, there)
-    ]
+    more = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE}
+    launches = [subprocess.Popen([*TORCHRUN, *meet, "worker.py"], cwd=folder, **more) for folder in (here, there)]
     errors = [launch.communicate(timeout=120)[1] for launch in launches]
     assert [launch.returncode for launch in launches] == [0, 0], errors
     start_workers(one, "--standalone", "--nproc-per-node=2")
