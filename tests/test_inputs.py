@@ -32,7 +32,7 @@ BUDGETS["tabular"] = {"runs": 2, "steps": 20, "agents": "q-learning"}
 BUDGETS["rlhf"] = {"sft_steps": 2, "num_comparisons": 64, "reward_epochs": 1, "iterations": 1, "batch_size": 8}
 BUDGETS["rlhf"] |= {"eval_responses": 24, "d_model": 4, "num_layers": 1, "num_heads": 1}
 
-LONG = "total_timesteps update_epochs value_epochs gradient_steps cg_iters eval_episodes steps rounds iterations"
+LONG = "total_timesteps update_epochs value_epochs gradient_steps cg_iters eval_episodes steps iterations"
 LONG = {*LONG.split(), "sft_steps", "reward_epochs"}  # more of these only takes longer
 
 WHOLE, HUGE = "1 2 3 4 8 16 0 -1 1_0 ten 1e3".split(), "100000000000000000000"
