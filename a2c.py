@@ -382,7 +382,7 @@ def make_env(env_id, **options):
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
         else:
             env = gym.make(env_id, **options)
-    except (gym.error.Error, ImportError, ValueError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:

@@ -161,6 +161,7 @@ BAD_INPUTS = [
         ["--env-id", "ProbeBinaryActions-v0"],
         "--env-id ProbeBinaryActions-v0: MultiBinary(2) actions and ",
     ),
+    (DEEP, ["--env-id", "ProbeDict-v0", "--capture-video"], "--env-id ProbeDict-v0: Dict() takes no arguments"),
     (["tabular"], ["--env-id", ":Taxi-v4"], "--env-id :Taxi-v4"),
     (TABLES, ["--agents", "Größe ✓"], "--agents Größe ✓: unknown agent; use "),
     (TABLES, ["--agents", ""], "--agents : unknown agent; use "),
