@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 CHECKPOINT = "ppo 3"  # script and version of the checkpoint format
 LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS["clip_coef"] = 0, 1_000_000
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret params_old", defaults=[None])  # [B, ...]; ret: value targets
 

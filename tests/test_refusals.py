@@ -124,6 +124,7 @@ BAD_INPUTS = [
     (DEEP, ["--hidden-sizes", f"{HUGE}"], f"--hidden-sizes ({HUGE},): must be between 1 and 10000"),
     (DEEP, ["--eval-episodes", "-1"], "--eval-episodes -1: must be at least 1"),
     (DEEP, ["--checkpoint-every", "0"], "--checkpoint-every 0: must be at least 1"),
+    (["ppo", "rlhf"], ["--clip-coef", "1e308"], "--clip-coef 1e+308: must be between 0 and 1000000"),
     (["dqn"], ["--buffer-size", f"{HUGE}"], f"--buffer-size {HUGE}: needs "),
     (["dqn"], ["--batch-size", f"{HUGE}"], f"--batch-size {HUGE}: must be between 1 and 100000"),
     (["dqn"], ["--n-step", f"{HUGE}"], f"--n-step {HUGE}: must be between 1 and 1000"),
