@@ -48,7 +48,7 @@ from torch import nn
 from tqdm import tqdm
 
 CHECKPOINT = "a2c 3"  # script and version of the checkpoint format
-LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 
@@ -146,7 +146,7 @@ def train(args):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
-LIMITS["hidden_sizes"] = 1, 10_000
+LIMITS |= {"seed": (0, 2**32), "hidden_sizes": (1, 10_000)}
 
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]

@@ -63,9 +63,10 @@ CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
 LIMITS = {"num_comparisons": (TEXTS, 100_000), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf), "clip_coef": (0, 1_000_000)}
+LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf)}
 LIMITS |= {"rounds": (1, 100), "batch_size": (1, 100_000), "eval_responses": (1, 100_000)}
-LIMITS |= {"d_model": (1, 4_096), "num_layers": (1, 100), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS |= {"d_model": (1, 4_096), "num_layers": (1, 100)}
+LIMITS |= {"clip_coef": (0, 1_000_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
 
 
 @dataclass

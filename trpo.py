@@ -55,7 +55,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 CHECKPOINT = "trpo 3"  # script and version of the checkpoint format
-LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 LIMITS["line_search_shrink"] = 0, 1
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages, as in a2c.py; their scale cancels in the step
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
@@ -231,7 +231,7 @@ def train(args):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
-LIMITS["hidden_sizes"] = 1, 10_000
+LIMITS |= {"seed": (0, 2**32), "hidden_sizes": (1, 10_000)}
 
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
