@@ -567,6 +567,7 @@ def check_args(args):
     check("--runs", args.runs, 1)
     check("--steps", args.steps, 1)
     check("--num-arms", args.num_arms, 1)
+    check("--runs times --num-arms", args.runs * args.num_arms, 1, 10**8)
     check("--seed", args.seed, 0)
     if not math.isfinite(args.mean):
         raise InputError(f"--mean {args.mean}: must be finite")

@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 CHECKPOINT = "dqn 3"  # script and version of the checkpoint format
 MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
-LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
+LIMITS = {"gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
 Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
@@ -263,7 +263,7 @@ class ReplayBuffer(nn.Module):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
-LIMITS["hidden_sizes"] = 1, 10_000
+LIMITS |= {"seed": (0, 2**32), "hidden_sizes": (1, 10_000)}
 LIMITS |= {"batch_size": (1, 100_000), "n_step": (1, 1_000)}
 
 
@@ -415,7 +415,7 @@ def make_env(env_id, **options):
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
         else:
             env = gym.make(env_id, **options)
-    except (gym.error.Error, ImportError, ValueError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:

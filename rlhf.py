@@ -62,9 +62,11 @@ TEXTS = 64  # texts or rankings per minibatch, in all stages but improve
 CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
 KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
-LIMITS = {"num_comparisons": (TEXTS, math.inf), "num_ranked": (2, 10), "group_size": (2, 100)}
+LIMITS = {"num_comparisons": (TEXTS, 100_000), "num_ranked": (2, 10), "group_size": (2, 100)}
 LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf)}
-LIMITS |= {"batch_size": (1, 100_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS |= {"rounds": (1, 100), "batch_size": (1, 100_000), "eval_responses": (1, 100_000)}
+LIMITS |= {"d_model": (1, 4_096), "num_layers": (1, 100)}
+LIMITS |= {"clip_coef": (0, 1_000_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
 
 
 @dataclass
@@ -379,12 +381,13 @@ def ranked_responses(agent, actors, size, args):
 def compare(agent, run, args):
     """The judge ranks responses of the reference; from the second round on, every other one is the policy's."""
     actors = [agent.actor, agent.reference] if run.round else [agent.reference]
-    chunks = torch.arange(args.num_comparisons).split(CHUNK)
+    chunks, agree = torch.arange(args.num_comparisons).split(CHUNK), []
     for step in run.steps(len(chunks)):
         rows = chunks[step] + run.round * args.num_comparisons
         agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, len(rows), args)
+        agree += [pair_accuracy(gold, gold, args.label_noise)[1].item()] * len(rows)
         run.report(gold=gold.mean())
-    _, agree = pair_accuracy(gold, gold, args.label_noise)
+    agree = np.mean(agree)
     run.print(f"{args.num_comparisons} rankings of {args.num_ranked}; {agree:.0%} of pairs are as the judge sees them")
 
 
@@ -585,6 +588,8 @@ class Agent(nn.Module):
         module, _, function = args.judge.partition(":")
         try:
             self.judge = getattr(importlib.import_module(module), function) if args.judge else judge
+            if not callable(self.judge):
+                raise TypeError(f"{function} is not a function")
         except (ValueError, TypeError, ImportError, AttributeError) as error:
             raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
 
@@ -819,7 +824,8 @@ def check_limits(args):
 def setup(args):
     """Check the flags, seed torch and choose its device. Raises InputError."""
     check_limits(args)
-    for size, part in ("batch_size", "num_minibatches"), ("batch_size", "group_size"), ("d_model", "num_heads"):
+    groups = [("batch_size", "group_size")] if args.algorithm in ("rloo", "grpo") else []
+    for size, part in ("batch_size", "num_minibatches"), ("d_model", "num_heads"), *groups:
         if getattr(args, size) % getattr(args, part):
             flag, other = part.replace("_", "-"), size.replace("_", "-")
             raise InputError(f"--{flag} {getattr(args, part)}: must divide --{other} {getattr(args, size)}")

@@ -481,7 +481,7 @@ class NStepSarsa(Sarsa):
     """n-step Sarsa (Eq. 7.4, 7.5): the target has n rewards, then the value of the state and action reached."""
 
     n: int = 4
-    limits: ClassVar = {"n": (1, math.inf), **Learner.limits}
+    limits: ClassVar = {"n": (1, 2**60), **Learner.limits}
 
     def reset(self, seed=None):
         super().reset(seed)
@@ -713,6 +713,7 @@ class Simulator:
     """N copies of a model. Episodes are truncated after `limit` steps. The copies may share their random numbers."""
 
     def __init__(self, model, num_runs, limit=math.inf, copies=1):
+        check("--runs times states times actions", num_runs * model.legal.size, 1, 10**8)
         self.model, self.num_runs, self.limit = model, num_runs, limit
         self.num_different = num_runs // copies
         self.source = np.arange(num_runs) % self.num_different  # of each run's random numbers
@@ -1156,7 +1157,7 @@ def check_args(args):
     check("--steps", args.steps, 20)
     check("--gamma", args.gamma, 0, 1)
     if args.max_episode_steps is not None:
-        check("--max-episode-steps", args.max_episode_steps, 1)
+        check("--max-episode-steps", args.max_episode_steps, 1, 10**6)
     check("--seed", args.seed, 0)
     if args.track and not importlib.util.find_spec("wandb"):
         raise InputError("--track: needs wandb (pip install wandb)")

@@ -57,7 +57,7 @@ from torch import nn
 from tqdm import tqdm
 
 CHECKPOINT = "vpg 3"  # script and version of the checkpoint format
-LIMITS = {"seed": (0, 2**32), "gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
+LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of psi; large, so that small, noisy values stay small
 WITHOUT_CRITIC = "total-return", "reward-to-go"  # forms that need whole episodes
 Batch = namedtuple("Batch", "obs act psi ret")  # [B, ...]; ret: value targets
@@ -201,7 +201,7 @@ def train(args):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
-LIMITS["hidden_sizes"] = 1, 10_000
+LIMITS |= {"seed": (0, 2**32), "hidden_sizes": (1, 10_000)}
 
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
@@ -437,7 +437,7 @@ def make_env(env_id, **options):
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
         else:
             env = gym.make(env_id, **options)
-    except (gym.error.Error, ImportError, ValueError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
         raise InputError(f"--env-id {env_id}: {error}{hint}") from error
     if env.spec.max_episode_steps is None:

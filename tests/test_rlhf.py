@@ -540,6 +540,18 @@ def test_a_finished_run_is_only_evaluated_again(run):
 calls = []
 
 
+def test_compare_prints_the_agreement_of_all_rankings_not_of_the_last_chunk(monkeypatch):
+    monkeypatch.setattr(rlhf, "CHUNK", 4)
+    args, said = rlhf.Args(**SIZES, num_comparisons=65), []
+    torch.manual_seed(2)
+    agent = rlhf.Agent(args)
+    run = SimpleNamespace(round=0, steps=range, report=lambda gold: None, print=said.append)
+    rlhf.compare(agent, run, args)
+    gold = torch.stack([agent.gold(agent.prompts, responses) for responses in agent.rankings.unbind(1)], 1)
+    _, agree = rlhf.pair_accuracy(gold, gold, args.label_noise)
+    assert said == [f"65 rankings of 2; {agree:.0%} of pairs are as the judge sees them"]
+
+
 def fickle_judge(text):
     """The judge, until calls says that it must not matter any more."""
     calls.append(text)
@@ -683,7 +695,7 @@ def command(monkeypatch, capsys, tmp_path):
     [
         (["--kl-coef", "-1"], "--kl-coef -1.0: must be at least 0"),
         (["--num-ranked", "1"], "--num-ranked 1: must be between 2 and 10"),
-        (["--group-size", "3"], "--group-size 3: must divide --batch-size 256"),
+        (["--algorithm", "rloo", "--group-size", "3"], "--group-size 3: must divide --batch-size 256"),
         (["--num-heads", "5"], "--num-heads 5: must divide --d-model 64"),
         (["--judge", "json:nothing"], "--judge json:nothing: module 'json' has no attribute 'nothing'"),
         (["--judge", "nothing"], "--judge nothing: "),
@@ -698,6 +710,11 @@ def test_bad_input_gets_one_sentence_and_status_2_and_nothing_is_written(command
     assert status == 2
     assert error.startswith(f"rlhf.py: {message}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dpo"])
+def test_a_group_size_need_not_divide_the_batch_where_there_are_no_groups(algorithm):
+    rlhf.setup(rlhf.Args(algorithm=algorithm, group_size=3))
 
 
 def small_flags(**more):
