@@ -9,21 +9,27 @@ arXiv:2305.18290.
 2. compare: it writes several responses to each prompt, and a judge ranks them, with noise.
 3. fit_reward: a reward model learns to predict the rankings.
 4. improve: the policy maximizes J = E[score] - beta KL(policy || reference); the reference is the model of stage 1.
-With --rounds, stages 2 to 4 follow again: the models go on from where they are, with the rankings of all rounds.
+With --rounds, stages 2 to 4 follow again, with the rankings of all rounds; the critic then starts from the reward model
+anew, the other models go on from where they are.
 
 The models see only texts and rankings. But the language is a grammar and the judge a function, both in this file, so
-the best possible result of each stage is known, and printed beside its own.
+the best possible results of stages 1 and 3 are known; that of stage 4 follows from the reference and the score, and is
+estimated. Each is printed beside the stage's own.
 
 What changed from ppo.py: an environment becomes a prompt, and a step becomes a word. The observation is the text so
-far; an episode is one response, undiscounted; the reward comes from a model, after the last word. Beside the old
-policy stands a second, frozen one, the reference, and each word costs beta log(pi / pi_ref).
+far; an episode is one response, undiscounted; the reward comes from a model, after the last word. As well as the policy
+that sampled a batch there is a frozen one, the reference, and each word costs beta log(pi / pi_ref).
 
 Why the penalty: the reward model is accurate only on texts like those it was trained on, and with --kl-coef 0 the
-policy finds texts that it overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
+policy finds texts that the reward model overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
 
-Not as in the papers: RLOO's steps are clipped, as PPO's, and GRPO's loss is a mean over words, so that long responses
-count more. Left out: the pretraining term in Eq. 2 of Ouyang et al., weights shared by policy and critic, low-rank
-adapters, a sampling temperature, several workers.
+GRPO divides scores by their standard deviation in the group: it does not maximize J, and its beta has another unit.
+
+Not as in the papers: a response that was cut off gets its score or -1, whichever is lower; advantages are standardized
+in each minibatch, with 0.1 added to the standard deviation; the value loss is not clipped; RLOO takes several clipped
+steps on a rollout, with a ratio for each word; GRPO's loss is a mean over words, so that long responses count more, and
+its reference stays the same; DPO with K > 2 uses all pairs. Left out: the pretraining term in Eq. 2 of Ouyang et al.,
+weights shared by policy and critic, low-rank adapters, a sampling temperature, several workers.
 
 Shapes: B responses of up to T words to prompts of P words; K responses in a ranking; V words in the vocabulary.
 """
@@ -58,10 +64,10 @@ CHECKPOINT = "rlhf 1"  # script and version of the checkpoint format
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret old_logp ref_logp")  # obs [B, P], the rest [B, T]; ret: value targets
 UNFINISHED = -1.0  # upper limit of the score of a response that was cut off before <eos>
-TEXTS = 64  # texts or rankings per minibatch, in all stages but improve
+TEXTS = 64  # texts or rankings per gradient step in finetune, fit_reward and improve_directly
 CHUNK = 500  # rankings that compare makes at once
 WARMUP = 0.1  # fraction of each stage in which the learning rate increases
-KL_HORIZON = 2_560  # with --kl-target, beta changes by at most 20 % in this many responses
+KL_HORIZON = 2_560  # with --kl-target, beta changes by about 20 % at most in this many responses
 LIMITS = {"num_comparisons": (TEXTS, 100_000), "num_ranked": (2, 10), "group_size": (2, 100)}
 LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf)}
 LIMITS |= {"rounds": (1, 100), "batch_size": (1, 100_000), "eval_responses": (1, 100_000)}
@@ -78,14 +84,14 @@ class Args:
     num_ranked: int = 2  # K, responses in a ranking
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
-    kl_coef: float = 0.2  # beta, price of a nat; the reward model's scores of the reference have standard deviation 1
+    kl_coef: float = 0.2  # beta, price of a nat; scores of the reference's responses have standard deviation 1
     kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats; not in dpo
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
     sft_steps: int = 600  # gradient steps of finetune
-    sft_learning_rate: float = 3e-3  # Adam's highest step size in finetune
+    sft_learning_rate: float = 3e-3  # Adam's step size in finetune, before warmup and decay
     reward_epochs: int = 4  # passes over the rankings, by fit_reward and by dpo
-    reward_learning_rate: float = 3e-3  # Adam's highest step size in fit_reward
+    reward_learning_rate: float = 3e-3  # Adam's step size in fit_reward
     iterations: int = 40  # rollouts per round
     batch_size: int = 256  # responses per rollout
     clip_coef: float = 0.2  # eps: the ratio is clipped to [1 - eps, 1 + eps]
@@ -99,7 +105,7 @@ class Args:
     num_heads: int = 4  # H, attention heads of each block
 
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    learning_rate: float = 5e-4  # Adam's highest step size in improve
+    learning_rate: float = 5e-4  # Adam's step size in improve
     device: str = "cpu"  # cpu, cuda, cuda:1
     run_dir: str = ""  # output folder; default runs/rlhf__<algorithm>__<seed>__<time>
     resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
@@ -156,8 +162,10 @@ def expand(symbol, dish):
 @lru_cache(100_000)
 def likelihood(symbols, words, dish):
     """Probability that symbols expand to exactly these words, summed over all derivations; 0: not grammatical."""
-    if len(words) < len(symbols) or not symbols:
-        return float(words == symbols)
+    if not symbols:
+        return float(not words)
+    if len(words) < len(symbols):
+        return 0.0  # no symbol expands to nothing
     first, *rest = symbols
     if first not in RULES:
         matches = words[0] == (dish if first == "ASKED" else first)
@@ -173,7 +181,7 @@ def log_likelihood(prompt, response):
 
 
 def judge(text):
-    """Praise counts, less and less of it; an answer about the dish; not repetitions, broken sentences, many words."""
+    """Praise, which saturates; 1 for an answer about the dish; less for repetitions, broken sentences, many words."""
     prompt, _, response = text.partition(" ? ")
     dish = prompt.split()[3]
     *sentences, rest = response.split(".")
@@ -269,7 +277,7 @@ def group_standardize(score, group_size):
 
 
 def k3(log_ratio):
-    """GRPO: estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions of pi; never negative."""
+    """GRPO: estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions sampled from pi; never negative."""
     return (-log_ratio).exp() - 1 + log_ratio
 
 
@@ -281,13 +289,14 @@ def dpo_loss(log_ratio, beta):
 def adapt_kl_coef(kl_coef, kl, kl_target, num_responses):
     """beta after some responses with this KL (Ziegler et al. 2019, section 2.2)."""
     error = min(max(kl / kl_target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * num_responses / KL_HORIZON)
+    return kl_coef * (1 + error * min(num_responses / KL_HORIZON, 1))
 
 
 def optimum(score, logp, ref_logp, beta):
     """Highest possible J, beta log E_ref[exp(score / beta)], averaged over prompts; arguments [prompts, samples].
 
-    Importance sampling; half of the samples are the policy's, whose J is close to it, and half the reference's.
+    Importance sampling; half of the samples are the reference's and half the policy's. That is close to the optimal
+    one, so its samples are those with large weights.
     """
     log_mixture = torch.logaddexp(logp, ref_logp) - math.log(2)
     log_weight = ref_logp + score / beta - log_mixture
@@ -322,7 +331,7 @@ def update(agent, optimizer, batch, args):
         if args.algorithm == "ppo":
             adv = (adv - adv.mean()) / (adv.std() + ADV_STD_EPS)
             value_loss = nn.functional.mse_loss(agent.value(obs, act)[is_action], ret[is_action])
-        if args.algorithm == "grpo":  # the penalty is in the loss, as published; its gradient is not that of J
+        if args.algorithm == "grpo":  # as published; its gradient is that of KL(pi_ref || pi) for each word
             kl_loss = k3(logp - ref_logp)[is_action].mean()
         policy_loss = -clip_objective(ratio, adv, args.clip_coef)
         loss = policy_loss + args.vf_coef * value_loss + agent.kl_coef * kl_loss
@@ -334,11 +343,11 @@ def update(agent, optimizer, batch, args):
 def advantages(agent, obs, act, score, log_ratio, args):
     """Advantages and targets of the value function, [B, T] each; score [B], log_ratio = log(pi / pi_ref) [B, T]."""
     if args.algorithm == "ppo":
-        is_action = act != PAD
-        val = agent.value(obs, act) * is_action
-        next_val = nn.functional.pad(val[:, 1:], (0, 1))  # 0 after the last action, also where a response was cut off
-        rew = token_rewards(score, log_ratio, act, agent.kl_coef)
-        ended = ~is_action.T
+        padding = act == PAD
+        val = agent.value(obs, act) * ~padding
+        next_val = nn.functional.pad(val[:, 1:], (0, 1))  # 0 after the last action: here a cut-off is an end as well
+        rew = token_rewards(score, log_ratio, act, agent.kl_coef)  # 0 in padding, as are the values
+        ended = padding.T
         adv = gae(rew.T, val.T, next_val.T, ended, ended, 1.0, args.gae_lambda).T
         return adv, adv + val
     if args.algorithm == "rloo":
@@ -480,7 +489,7 @@ class Categorical:
     """Distributions of the next word; params: unnormalized log-probabilities [..., V]."""
 
     def __init__(self, params):
-        self.params = params.log_softmax(-1)
+        self.params = params.log_softmax(-1)  # normalized
 
     def sample(self):
         gumbel = -torch.empty_like(self.params).exponential_().log()
@@ -572,7 +581,7 @@ def sample(actor, obs, length):
 
 
 class Agent(nn.Module):
-    """All that a checkpoint holds: policy and value function, reference and reward model, the rankings, and beta."""
+    """All that is learned or collected: policy and value function, reference and reward model, the rankings, beta."""
 
     def __init__(self, args, num_words=NUM_WORDS, prompt_words=PROMPT_WORDS, max_words=MAX_WORDS):
         super().__init__()
@@ -655,7 +664,7 @@ def evaluate(agent, num_responses):
         texts += [gold.tolist()[::repeats], decode(act)[::repeats]]
 
     results["win_rate"] = win_rate(columns[1][0], columns[0][0]).item()
-    if agent.kl_coef > 0:  # otherwise J has no optimum within reach of samples
+    if agent.kl_coef > 0:  # otherwise the optimum is the highest score of any text
         _, *both = torch.cat(columns, 2)
         results["J_optimum"] = optimum(*both, agent.kl_coef).item()
     return results, zip(*texts)
@@ -727,7 +736,7 @@ class Run:
                 self.stage, self.step, self.optimizer = number + 1, 0, None
 
     def steps(self, total, optimizer=None):
-        """Yield the steps of a stage that are left; sets the learning rate, which increases first, then decays to 0."""
+        """Yield the steps of a stage that are left; sets the learning rate: linear warmup times linear decay to 0."""
         self.optimizer, state, self.optimizer_state = optimizer, self.optimizer_state, None
         if state:
             optimizer.load_state_dict(state)
@@ -792,7 +801,7 @@ class Run:
         (self.folder / "samples.txt").write_text("".join(samples))
 
         before, after, wins = results["reference"], results["policy"], results["win_rate"]
-        best = f"; the optimum is {results['J_optimum']:.2f}" if "J_optimum" in results else ""
+        best = f"; the optimum is about {results['J_optimum']:.2f}" if "J_optimum" in results else ""
         self.print(f"J {before['J']:.2f} -> {after['J']:.2f}{best}. Score {after['score']:.2f}, KL {after['kl']:.1f}")
         print("".join(samples[::5]))
         gold = f"{before['gold']:.2f} -> {after['gold']:.2f}, wins {wins:.0%}"
@@ -831,6 +840,8 @@ def setup(args):
             raise InputError(f"--{flag} {getattr(args, part)}: must divide --{other} {getattr(args, size)}")
     if args.algorithm == "dpo" and args.reward == "judge":
         raise InputError("--reward judge: dpo learns from rankings only")
+    if args.kl_target and (args.algorithm == "dpo" or not args.kl_coef):
+        raise InputError(f"--kl-target {args.kl_target}: needs a positive --kl-coef; not for dpo")
     if args.prompt and not args.resume:
         raise InputError("--prompt: needs --resume and a checkpoint")
     if args.prompt not in ["", *ALL_PROMPTS]:
@@ -857,10 +868,14 @@ def load(path):
 
 def restore(agent, args):
     """Load what an agent has learned so far. Raises InputError."""
+    saved = load(args.resume)
     try:
-        agent.load_state_dict(load(args.resume)["agent"])
+        agent.load_state_dict(saved["agent"])
     except Exception as error:
         raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
+    for name in "algorithm", "reward", "frozen_layers":  # with others, stages and optimizers differ
+        if getattr(args, name) != saved["args"][name]:
+            raise InputError(f"--resume {args.resume}: made with another --{name.replace('_', '-')}")
     if not args.kl_target:
         agent.kl_coef.fill_(args.kl_coef)
 

@@ -183,6 +183,8 @@ BAD_INPUTS = [
     (["tabular"], ["--figure", "6.6", "--gamma", "0.9"], "--figure 6.6: cannot be combined with --gamma"),
     (["rlhf"], ["--judge", "os:name"], "--judge os:name: name is not a function; expected my_module:function"),
     (["rlhf"], ["--algorithm", "dpo", "--reward", "judge"], "--reward judge: dpo learns from rankings only"),
+    (["rlhf"], ["--kl-target", "5", "--kl-coef", "0"], "--kl-target 5.0: needs a positive --kl-coef; not for dpo"),
+    (["rlhf"], ["--algorithm", "dpo", "--kl-target", "5"], "--kl-target 5.0: needs a positive --kl-coef; not for dpo"),
     (["rlhf"], ["--prompt", "how was the soup ?"], "--prompt: needs --resume and a checkpoint"),
 ]
 

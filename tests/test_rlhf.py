@@ -378,6 +378,10 @@ def test_beta_adapts_by_at_most_20_percent_in_a_horizon(kl, kl_coef):
     assert rlhf.adapt_kl_coef(0.1, kl, 6.0, rlhf.KL_HORIZON // 10) == pytest.approx(kl_coef, rel=1e-6)
 
 
+def test_beta_changes_by_a_fifth_at_most_however_many_responses():
+    assert rlhf.adapt_kl_coef(0.1, 0.0, 6.0, 100_000) == pytest.approx(0.08)
+
+
 def test_the_optimum_from_samples_is_the_exact_one(tiny):
     with torch.no_grad():
         ref_logp = log_probs(tiny.agent.reference)
@@ -535,6 +539,21 @@ def test_a_finished_run_is_only_evaluated_again(run):
     again = rlhf.train(rlhf.Args(**SMALL, resume=str(folder / "checkpoint.pt")))
     assert torch.equal(weights(again), weights(agent))
     assert results(folder) == before and metrics(folder) == rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"algorithm": "rloo"}, "checkpoint.pt: made with another --algorithm"),
+        ({"frozen_layers": 1}, "checkpoint.pt: made with another --frozen-layers"),
+        ({"reward": "judge"}, "checkpoint.pt: made with another --reward"),
+        ({"d_model": 8}, "checkpoint.pt: its agent does not fit the flags"),
+    ],
+)
+def test_a_run_does_not_continue_with_flags_that_do_not_fit(run, flags, message):
+    folder, _ = run
+    with pytest.raises(rlhf.InputError, match=message):
+        rlhf.train(rlhf.Args(**SMALL | flags, resume=str(folder / "checkpoint.pt")))
 
 
 calls = []

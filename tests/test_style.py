@@ -19,7 +19,7 @@ from tests.family import fold
 from tests.helpers import ROOT, SCRIPTS
 
 ALL = [*SCRIPTS, "bandit", "tabular", "rlhf"]
-MOST_TOKENS = {"a2c": 5_850, "trpo": 6_450, "bandit": 5_200, "tabular": 10_900, "rlhf": 7_600}  # others: 6,350
+MOST_TOKENS = {"a2c": 5_850, "trpo": 6_450, "bandit": 5_200, "tabular": 10_900, "rlhf": 7_650}  # others: 6,350
 SOURCE = {name: (ROOT / f"{name}.py").read_text() for name in ALL}
 TREE = {name: ast.parse(text) for name, text in SOURCE.items()}
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
