@@ -150,6 +150,12 @@ def test_jobs_are_what_a_user_would_type():
             assert bool(job.flags) == bool(job.variant)
 
 
+def test_jobs_have_seeds_that_were_unknown_when_the_defaults_were_chosen():
+    for script, env_id, first in ("dqn", "CartPole-v1", 201), ("ppo", "CartPole-v1", 101), ("dqn", "Acrobot-v1", 101):
+        seeds = [job.seed for job in train.jobs() if (job.script, job.env_id, job.variant) == (script, env_id, "")]
+        assert seeds == [*range(first, first + len(seeds))]
+
+
 # Data
 
 
