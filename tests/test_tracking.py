@@ -116,7 +116,10 @@ def test_without_an_api_key_nothing_waits_for_one_at_a_terminal(tmp_path, name):
     env = NO_ACCOUNT | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "TERM": "xterm"}
     with subprocess.Popen(flags, stdin=end, stdout=end, stderr=end, env=env, cwd=tmp_path) as process:
         os.close(end)
-        status, text = process.wait(timeout=120), b""
+        try:
+            status, text = process.wait(timeout=120), b""
+        finally:
+            process.kill()  # otherwise one that waits for input would be waited for
         try:
             while part := os.read(terminal, 10_000):
                 text += part
