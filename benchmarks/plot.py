@@ -327,7 +327,7 @@ def table_of_results(rows):
     lines = []
     for env in distinct(rows, "env_id"):
         found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
-        cells = [f"{np.mean(means(x)):.0f} ({min(means(x)):.0f}){star(x)}" if x else "-" for x in found.values()]
+        cells = [f"{round(np.mean(means(x)))} ({round(min(means(x)))}){star(x)}" if x else "-" for x in found.values()]
         seeds = max(map(len, found.values()))
         lines.append([env, str(seeds), *cells, budgets(found)])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)
