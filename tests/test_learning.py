@@ -11,7 +11,7 @@ from tests.helpers import FAMILY, SCRIPTS, command, evaluation, metrics, run
 
 pytestmark = pytest.mark.slow
 
-BUDGET = {"vpg": 20_480, "a2c": 20_480, "trpo": 40_960, "ppo": 20_480, "dqn": 8_192}  # all else: the defaults
+BUDGET = {"vpg": 20_480, "a2c": 40_960, "trpo": 40_960, "ppo": 20_480, "dqn": 8_192}  # all else: the defaults
 AGENTS = {name: {} for name in SCRIPTS}
 AGENTS |= {"vpg total-return": {"form": "total-return"}, "vpg reward-to-go": {"form": "reward-to-go"}}
 AGENTS |= {"vpg baseline": {"form": "baseline"}, "ppo penalty": {"objective": "penalty"}}
