@@ -295,8 +295,8 @@ def adapt_kl_coef(kl_coef, kl, kl_target, num_responses):
 def optimum(score, logp, ref_logp, beta):
     """Highest possible J, beta log E_ref[exp(score / beta)], averaged over prompts; arguments [prompts, samples].
 
-    Importance sampling; half of the samples are the reference's and half the policy's. That is close to the optimal
-    one, so its samples are those with large weights.
+    Importance sampling; half of the samples are the reference's and half the policy's. The policy is close to the
+    optimal one, so its samples are those with large weights.
     """
     log_mixture = torch.logaddexp(logp, ref_logp) - math.log(2)
     log_weight = ref_logp + score / beta - log_mixture

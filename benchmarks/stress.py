@@ -1,8 +1,10 @@
 """Campaigns that take too long for the tests: torchrun's workers, their exits, and memory. Each prints what it finds.
 
-python benchmarks/stress.py learn   # every deep script with 2 and 4 workers, CartPole-v1
-python benchmarks/stress.py exits   # 200 short runs of two workers
-python benchmarks/stress.py memory  # ppo.py and dqn.py over 2 million steps
+    python benchmarks/stress.py learn   # every deep script with 2 and 4 workers, CartPole-v1
+    python benchmarks/stress.py exits   # 200 short runs of two workers
+    python benchmarks/stress.py memory  # ppo.py and dqn.py over 2 million steps
+
+The first two need two cores, or they take longer.
 """
 
 import json
