@@ -288,11 +288,44 @@ def picture_of_scale(_, path):
     save(figure, path)
 
 
+def picture_of_rlhf(_, path):
+    """Score of the reward model and gold score of the judge against the square root of KL, as in Gao et al. (2023)."""
+    rows = [row for row in table("rlhf.csv") if row["point"] != "end"]
+    sizes = sorted(distinct(rows, "num_comparisons"), key=int)
+    figure, panels = plt.subplots(1, len(sizes), figsize=(11, 3.8), sharey=True, layout="constrained")
+    for axes, size in zip(panels, sizes):
+        here = [row for row in rows if row["num_comparisons"] == size]
+        for beta, color in zip(("0.2", "0.05", "0"), ("#0072b2", "#e69f00", "#d55e00")):
+            path_rows = [row for row in here if row["experiment"] == "paths" and row["kl_coef"] == beta]
+            draw_path(axes, path_rows, "point", f"PPO, beta {beta}", color)
+        selected = [row for row in here if row["experiment"] == "selection"]
+        for name, column, color in ("best of n", "point", "#777777"), ("optimal", "kl_coef", "#000000"):
+            draw_path(axes, [row for row in selected if row["algorithm"] == name], column, name, color)
+        axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.set(title=f"{int(size):,} comparisons", xlabel="square root of KL to the reference (nats)")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="score", ylim=(-2.2, None))
+    title = "dashed: reward model\nsolid: judge"
+    panels[0].legend(frameon=False, fontsize=8, loc="lower left", title=title, title_fontsize=8)
+    save(figure, path)
+
+
+def draw_path(axes, rows, column, label, color):
+    """Means over seeds at each value of a column; values that some seeds lack are left out."""
+    seeds, points = distinct(rows, "seed"), {}
+    for row in rows:
+        points.setdefault(row[column], []).append([float(row[name]) for name in ("kl", "score", "gold")])
+    kl, score, gold = np.array([np.mean(x, 0) for x in points.values() if len(x) == len(seeds)]).T
+    axes.plot(np.sqrt(kl.clip(0)), score, "--", color=color, linewidth=1)
+    axes.plot(np.sqrt(kl.clip(0)), gold, color=color, linewidth=1.6, label=label)
+
+
 PICTURES = {
     "cartpole": picture_of_cartpole,
     "curves": picture_of_all,
     "dqn-ablation": picture_of_ablation,
     "scale": picture_of_scale,
+    "rlhf": picture_of_rlhf,
 }
 
 
@@ -469,6 +502,36 @@ def table_of_workers(rows):
     return markdown(["workers", "steps per second, all together", "efficiency, median (least to most)"], lines)
 
 
+def table_of_algorithms(rows):
+    """The algorithms of rlhf.py at the end: means over seeds, and the worst seed where a target is for each seed."""
+    rows, lines = [row for row in rows if row["experiment"] == "table"], []
+    for algorithm in distinct(rows, "algorithm"):
+        runs = [row for row in rows if row["algorithm"] == algorithm]
+        x = {name: np.array([float(row[name]) for row in runs]) for name in runs[0] if runs[0][name][-1:].isdigit()}
+        up = (x["gold"] - x["gold_reference"]) / x["gold_std"]
+        gain = (x["J"] - x["J_reference"]) / (x["J_optimum"] - x["J_reference"])
+        cells = [algorithm, str(len(runs)), f"{x['gold_reference'].mean():.2f} to {x['gold'].mean():.2f}"]
+        cells += [f"{up.mean():.2f} ({up.min():.2f})", f"{x['win_rate'].mean():.1%} ({x['win_rate'].min():.1%})"]
+        cells += [f"{x['kl'].mean():.1f}", f"{gain.mean():.0%}", f"{x['grammatical'].mean():.1%}"]
+        lines.append(cells)
+    head = ["", "seeds", "judge's score", "in standard deviations (worst seed)", "wins (worst seed)", "KL"]
+    return markdown([*head, "of the possible gain in J", "grammatical"], lines)
+
+
+def table_of_overoptimization(rows):
+    """Scores at the end of long runs of rlhf.py, for each size of the reward model's data and each beta."""
+    rows, lines = [row for row in rows if row["experiment"] == "paths" and row["point"] == "end"], []
+    betas = sorted(distinct(rows, "kl_coef"), reverse=True)
+    for size in sorted(distinct(rows, "num_comparisons"), key=int):
+        cells = [f"{int(size):,}"]
+        for beta in betas:
+            runs = [row for row in rows if row["num_comparisons"] == size and row["kl_coef"] == beta]
+            gold, score, kl = ([float(row[name]) for row in runs] for name in ("gold", "score", "kl"))
+            cells.append(f"{np.mean(gold):.2f} ({min(gold):.2f}; {np.mean(score):.2f}; {np.mean(kl):.1f})")
+        lines.append(cells)
+    return markdown(["comparisons", *(f"beta {beta}" for beta in betas)], lines)
+
+
 # The READMEs
 
 
@@ -504,6 +567,8 @@ def fill(text, rows):
         "environments": table_of_environments(table("scale.csv")),
         "processes": table_of_processes(table("scale.csv")),
         "workers": table_of_workers(table("scale.csv")),
+        "algorithms": table_of_algorithms(table("rlhf.csv")),
+        "overoptimization": table_of_overoptimization(table("rlhf.csv")),
     }
     for name, content in tables.items():
         start, end = f"<!-- {name}: python benchmarks/plot.py --readme -->", f"<!-- end of {name} -->"

@@ -2,7 +2,7 @@
 
     python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
     python benchmarks/rlhf.py table ppo      # only those with both words in their row
-    python benchmarks/rlhf.py plot           # print the table and draw rlhf.svg from rlhf.csv
+    python benchmarks/plot.py --readme       # the tables and the picture of rlhf.csv
 
 Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
 --resume, which continues bit for bit, so each is the run that `python rlhf.py --seed ...` with its flags would be.
@@ -15,11 +15,6 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +51,12 @@ def keep(rows):
         if new:
             writer.writeheader()
         for row in rows:
-            writer.writerow({name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()})
+            writer.writerow({name: shown(x) for name, x in row.items()})
+
+
+def shown(value):
+    """A value as the results have it."""
+    return f"{value:.5g}" if isinstance(value, float) else value
 
 
 def base(seed, num_comparisons=8_000):
@@ -80,8 +80,12 @@ def train(name, checkpoint, **flags):
     folder = FOLDER / name
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     (folder / "metrics.csv").unlink(missing_ok=True)
-    saved = rlhf.load(checkpoint)["args"] | {"resume": str(checkpoint), "run_dir": str(folder)} | flags
-    rlhf.train(rlhf.Args(**saved))
+    saved = rlhf.load(checkpoint)
+    saved["args"] |= flags  # else rlhf.py refuses another algorithm; it cannot know that improve has not begun
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(saved, folder / "start.pt")
+    rlhf.train(rlhf.Args(**saved["args"] | {"resume": str(folder / "start.pt"), "run_dir": str(folder)}))
+    (folder / "start.pt").unlink()
     (folder / "checkpoint.pt").unlink()
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     return json.loads((folder / "eval.json").read_text()), [row for row in rows if row["stage"].startswith("improve")]
@@ -171,68 +175,11 @@ def frontier(score, gold):
 
 def skip(done, key):
     """Whether a run has its row already, or is not asked for on the command line."""
-    known = any(all(row[name] == str(value) for name, value in key.items()) for row in done)
-    return known or not set(sys.argv[1:]) <= set(map(str, key.values()))
-
-
-# Tables and picture
-
-
-def print_table(rows):
-    """A row of Markdown for each algorithm: means over seeds, and the worst seed where a target is for each seed."""
-    print("| algorithm | seeds | gold | up, in sd (worst) | wins | KL | of the possible J | grammatical | s |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for algorithm in TABLE:
-        chosen = [row for row in rows if (row["experiment"], row["algorithm"]) == ("table", algorithm)]
-        if not chosen:
-            continue
-        x = {name: np.array([float(row[name]) for row in chosen]) for name in COLUMNS[6:] if chosen[0][name]}
-        up = (x["gold"] - x["gold_reference"]) / x["gold_std"]
-        gain = (x["J"] - x["J_reference"]) / (x["J_optimum"] - x["J_reference"])
-        cells = [algorithm, len(chosen), f"{x['gold_reference'].mean():.2f} -> {x['gold'].mean():.2f}"]
-        cells += [f"{up.mean():.2f} ({up.min():.2f})", f"{x['win_rate'].mean():.1%}", f"{x['kl'].mean():.1f}"]
-        cells += [f"{gain.mean():.0%}", f"{x['grammatical'].mean():.1%}", f"{x['seconds'].mean():.0f}"]
-        print("|", " | ".join(map(str, cells)), "|")
-
-
-def draw(rows):
-    """Score of the reward model and gold score of the judge against the square root of KL, as in Gao et al. (2023)."""
-    sizes = sorted({n for n, _ in PATHS})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(11, 3.6), sharey=True, layout="constrained")
-    for axis, size in zip(axes, sizes):
-        here = [row for row in rows if row["num_comparisons"] == str(size) and row["point"] != "end"]
-        for kl_coef, color in zip((0.2, 0.05, 0.0), ("#0072b2", "#e69f00", "#d55e00")):
-            path = [row for row in here if row["experiment"] == "paths" and float(row["kl_coef"]) == kl_coef]
-            curve(axis, by_point(path), color, f"PPO, beta {kl_coef:g}")
-        selected = [row for row in here if row["experiment"] == "selection"]
-        curve(axis, by_point([r for r in selected if r["algorithm"] == "best of n"]), "#777777", "best of n")
-        curve(axis, by_point([r for r in selected if r["algorithm"] == "optimal"], "kl_coef"), "#000000", "optimal")
-        axis.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-        axis.set(title=f"{size:,} comparisons", xlabel="square root of KL to the reference (nats)")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("score")
-    axes[0].legend(frameon=False, fontsize=8, title="dashed: reward model\nsolid: judge", title_fontsize=8)
-    figure.savefig(ROOT / "benchmarks/rlhf.svg", metadata={"Date": None})
-
-
-def by_point(rows, name="point"):
-    """Means over seeds of KL, score and gold at each point, [points, 3]; points that some seeds lack are left out."""
-    seeds, points = {row["seed"] for row in rows}, {}
-    for row in rows:
-        points.setdefault(float(row[name]), []).append([float(row[key]) for key in ("kl", "score", "gold")])
-    return np.array([np.mean(x, 0) for x in points.values() if len(x) == len(seeds)]).reshape(-1, 3)
-
-
-def curve(axis, points, color, label):
-    x = np.sqrt(points[:, 0].clip(0))
-    axis.plot(x, points[:, 1], "--", color=color, linewidth=1)
-    axis.plot(x, points[:, 2], "-", color=color, linewidth=1.6, label=label)
+    key = {name: str(shown(value)) for name, value in key.items()}
+    known = any(all(row[name] == value for name, value in key.items()) for row in done)
+    return known or not set(sys.argv[1:]) <= set(key.values())
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["plot"]:
-        print_table(known())
-        draw(known())
-    else:
-        for experiment in table, paths, selection:
-            experiment(known())
+    for experiment in table, paths, selection:
+        experiment(known())

@@ -24,6 +24,7 @@ plot, train, speed, scale, slow, animate = map(
 )
 ROWS = plot.results()
 README, EVIDENCE = (path.read_text() for path in plot.DOCUMENTS)
+ALGORITHMS = "ppo", "rloo", "grpo", "dpo"
 PROSE = " ".join(EVIDENCE.split())  # without line breaks
 
 
@@ -555,6 +556,58 @@ def test_an_agent_without_a_checkpoint_is_trained_and_all_panels_are_drawn(tmp_p
     assert (tmp_path / "agents.gif").stat().st_size < 1e6
 
 
+# The evidence for rlhf.py
+
+
+def rlhf_rows(**columns):
+    """Rows of rlhf.csv; a column is one value for all rows, or a list of one for each."""
+    size = max(len(column) for column in columns.values() if isinstance(column, list))
+    columns = {name: column if isinstance(column, list) else [column] * size for name, column in columns.items()}
+    return [dict(zip(columns, map(str, row))) for row in zip(*columns.values())]
+
+
+def test_the_table_of_algorithms_has_means_and_the_worst_seed():
+    columns = {"experiment": "table", "algorithm": "ppo", "seed": [101, 102], "kl": [1, 2], "accuracy": ""}
+    columns |= {"gold": [1.0, 3.0], "gold_reference": [0.0, -1.0], "gold_std": [1.0, 2.0], "win_rate": [0.5, 0.75]}
+    columns |= {"grammatical": [1.0, 0.9], "J": [0.5, 1.0], "J_reference": [0.0, 0.0], "J_optimum": [1.0, 1.0]}
+    ppo = ["ppo", "2", "-0.50 to 2.00", "1.50 (1.00)", "62.5% (50.0%)", "1.5", "75%", "95.0%"]
+    assert cells(plot.table_of_algorithms(rlhf_rows(**columns))) == [ppo]
+
+
+def test_the_table_of_over_optimization_has_the_last_point_of_each_run():
+    columns = {"experiment": "paths", "num_comparisons": [500, 500, 8_000, 500], "kl_coef": ["0", "0", "0", "0.2"]}
+    columns |= {"point": "end", "gold": [1, -1, 2, 1], "score": [2, 4, 2, 1], "kl": [10, 30, 9, 2]}
+    rows = rlhf_rows(**columns) + rlhf_rows(**columns | {"point": "7", "gold": [9, 9, 9, 9]})
+    rows += rlhf_rows(**columns | {"num_comparisons": [8_000] * 4, "kl_coef": ["0.2"] * 4})
+    small, large = cells(plot.table_of_overoptimization(rows))
+    assert small == ["500", "1.00 (1.00; 1.00; 2.0)", "0.00 (-1.00; 3.00; 20.0)"]
+    assert large[0] == "8,000"
+    assert large[2] == "2.00 (2.00; 2.00; 9.0)"
+
+
+def test_the_statements_about_rlhf_are_those_of_the_data():
+    rows = plot.table("rlhf.csv")
+    ends = [row for row in rows if row["point"] == "end"]
+    ppo, *others = (
+        [row for row in ends if row["algorithm"] == name and row["experiment"] == "table"] for name in ALGORITHMS
+    )
+    assert {len(runs) for runs in [ppo, *others]} == {10}
+
+    def column(name, runs=ppo):
+        return np.array([float(row[name]) for row in runs])
+
+    assert min((column("gold") - column("gold_reference")) / column("gold_std")) >= 1
+    assert column("win_rate").mean() >= 0.85
+    assert column("grammatical").mean() >= 0.95
+    assert ((column("J") - column("J_reference")) / (column("J_optimum") - column("J_reference"))).mean() >= 0.85
+    free = [row for row in ends if row["experiment"] == "paths" and row["kl_coef"] == "0"]
+    assert f"judge is {column('gold_reference', free).mean():.2f}." in PROSE
+    below = (column("gold", free) < column("gold_reference", free)).sum()
+    assert f"of {len(free)} runs lose about half" in PROSE
+    assert f"and {below} of them end below the reference" in PROSE
+    assert min(column("score", free)) > 1.9
+
+
 # The READMEs
 
 
@@ -565,8 +618,8 @@ def test_the_tables_of_the_readmes_are_those_of_the_data(text):
 
 def test_each_table_stands_in_one_readme():
     markers = re.findall(r"<!-- (\w+): python benchmarks/plot.py --readme -->", README + EVIDENCE)
-    names = "ablation environments processes ratios results scores solving speed thresholds waiting workers"
-    assert sorted(markers) == names.split()
+    names = "ablation algorithms environments overoptimization processes ratios results scores solving speed thresholds"
+    assert sorted(markers) == [*names.split(), "waiting", "workers"]
     assert all(f"<!-- end of {name} -->" in README + EVIDENCE for name in markers)
 
 
