@@ -356,9 +356,9 @@ def budgets(env_runs):
 
 
 def table_of_results(rows):
-    """Mean over seeds and worst seed, rounded; a row for each environment, a column for each script."""
+    """Mean over seeds and worst seed, rounded; environments as rows, if vpg.py ran there; scripts as columns."""
     lines = []
-    for env in distinct(rows, "env_id"):
+    for env in distinct(select(rows, script="vpg"), "env_id"):
         found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
         cells = [f"{round(np.mean(means(x)))} ({round(min(means(x)))}){star(x)}" if x else "-" for x in found.values()]
         seeds = max(map(len, found.values()))
