@@ -1,7 +1,7 @@
 """The statistics against known answers, and that both READMEs show what the data hold."""
 
 import csv
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -583,6 +583,18 @@ def test_the_table_of_over_optimization_has_the_last_point_of_each_run():
     assert small == ["500", "1.00 (1.00; 1.00; 2.0)", "0.00 (-1.00; 3.00; 20.0)"]
     assert large[0] == "8,000"
     assert large[2] == "2.00 (2.00; 2.00; 9.0)"
+
+
+def test_a_run_of_rlhf_that_has_its_row_is_not_repeated(monkeypatch):
+    spec = importlib.util.spec_from_file_location("rlhf_evidence", ROOT / "benchmarks/rlhf.py")
+    evidence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evidence)
+    monkeypatch.setattr(sys, "argv", ["rlhf.py"])
+    key = {"experiment": "paths", "seed": 111, "algorithm": "ppo", "num_comparisons": 500, "kl_coef": 0.0}
+    assert evidence.skip(evidence.known(), key)
+    assert not evidence.skip(evidence.known(), key | {"seed": 99})
+    monkeypatch.setattr(sys, "argv", ["rlhf.py", "112"])
+    assert evidence.skip([], key)
 
 
 def test_the_statements_about_rlhf_are_those_of_the_data():
