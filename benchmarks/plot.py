@@ -187,7 +187,7 @@ def thousands(x, _=None):
     """A number of steps, "100k" or "1M"; also the form that matplotlib wants for the labels of an axis."""
     if x == 0:
         return "0"
-    return f"{x / 1000:.0f}k" if x < 1e6 else f"{x / 1e6:g}M"
+    return f"{x / 1000:g}k" if x < 1e6 else f"{x / 1e6:g}M"
 
 
 # At which return, and on which side of its curve, the label of a curve stands.
