@@ -9,14 +9,16 @@ discarded. Like a replay buffer, parallel environments make the samples of a bat
 
 What changed from vpg.py: the critic takes one gradient step per rollout instead of several. Its learning rate is larger
 than the actor's, because a critic that falls behind gives wrong advantages (Konda and Tsitsiklis 2000). An entropy
-bonus keeps the policy from becoming deterministic too early. The weight of grad log pi is always the advantage.
+bonus keeps a policy of discrete actions from becoming deterministic too early. The weight of grad log pi is always the
+advantage.
 
 Not in the paper: synchronous environments instead of asynchronous threads; generalized advantage estimation
 (--gae-lambda 1 gives the n-step returns of the paper), standardized in each batch, with 0.1 added to the standard
 deviation; means over the batch instead of sums; an optimizer for each network, Adam instead of RMSProp; gradient norm
 clipping; observations and rewards scaled by running statistics and clipped at 10; orthogonal initialization; a standard
-deviation that does not depend on the state; tanh on the mean of bounded actions; bootstrapping at time limits. Left
-out: recurrent policies, a network shared by actor and critic.
+deviation that does not depend on the state; tanh on the mean of bounded actions; no entropy bonus for continuous
+actions, where the paper's is 100 times smaller; bootstrapping at time limits. Left out: recurrent policies, a network
+shared by actor and critic.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components.
 """
@@ -47,7 +49,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "a2c 3"  # script and version of the checkpoint format
+CHECKPOINT = "a2c 4"  # script and version of the checkpoint format
 LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
@@ -57,7 +59,7 @@ Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
 class Args:
     num_steps: int = 32  # T, steps of each environment per rollout
     gae_lambda: float = 0.98  # lambda of the advantage estimate; smaller: less variance, but more error from the critic
-    ent_coef: float = 0.005  # weight of the entropy bonus
+    discrete_ent_coef: float = 0.005  # weight of the entropy bonus for discrete actions; continuous ones have none
     critic_learning_rate: float = 1e-2  # Adam's initial step size for the critic; --learning-rate is the actor's
     max_grad_norm: float = 0.5  # clip gradients to this norm
     anneal_lr: bool = True  # decay the learning rate linearly to 0
@@ -102,7 +104,8 @@ def update(agent, optimizer, value_optimizer, batch, lr, critic_lr, args):
     policy_loss = -(pi.log_prob(batch.act) * adv).mean()
     value_loss = nn.functional.mse_loss(val, batch.ret)
     entropy = pi.entropy().mean()
-    bonus = args.ent_coef * entropy if args.ent_coef else 0  # a gradient of 0 would still take time
+    # Not for a Gaussian: its entropy has no maximum, so a bonus would never stop widening it.
+    bonus = args.discrete_ent_coef * entropy if agent.distribution is Categorical else 0
     grad_norm = optimizer.step(policy_loss - bonus, lr)
     value_optimizer.step(value_loss, critic_lr)
 

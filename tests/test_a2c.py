@@ -33,7 +33,7 @@ def optimizers(agent, args, kind=GradientDescent):
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
-    agent, _, args = make(a2c, env_id, ent_coef=0.0)
+    agent, _, args = make(a2c, env_id, discrete_ent_coef=0.0)
     batch = make_batch(a2c, agent)
     a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
     sibling, _, args = make(vpg, env_id, value_epochs=1)
@@ -46,11 +46,12 @@ def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
 def test_one_update_is_the_first_step_of_ppo(env_id, objective):
-    agent, _, args = make(a2c, env_id, ent_coef=0.01)
+    agent, _, args = make(a2c, env_id, discrete_ent_coef=0.01)
     batch = make_batch(a2c, agent)
     a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
 
-    passes = {"objective": objective, "update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.01, "vf_coef": 1.0}
+    ent_coef = 0.01 if agent.distribution is a2c.Categorical else 0.0  # a2c.py has a bonus only for discrete actions
+    passes = {"objective": objective, "update_epochs": 1, "num_minibatches": 1, "ent_coef": ent_coef, "vf_coef": 1.0}
     sibling, optimizer, args = make(ppo, env_id, **passes)
     ppo.update(sibling, optimizer, make_penalty(), ppo.Batch(*batch), 0.1, args)
     for ours, theirs in zip(agent.parameters(), sibling.parameters()):
@@ -85,12 +86,25 @@ def test_gradients_are_clipped_to_the_maximum_norm_and_reported_as_they_were():
     assert lengths == pytest.approx([norms[0], 0.01], rel=1e-3)
 
 
-def test_entropy_bonus_raises_entropy():
-    agent, _, args = make(a2c, "Pendulum-v1", ent_coef=1.0)
-    batch = make_batch(a2c, agent)._replace(adv=torch.zeros(64))  # no action better than another
-    before = agent.policy(batch.obs).entropy().mean()
+def entropies(env_id):
+    """Before and after an update in which no action is better than another, with a bonus."""
+    agent, _, args = make(a2c, env_id, discrete_ent_coef=1.0)
+    with torch.no_grad():
+        agent.actor[-1].bias.copy_(torch.arange(len(agent.actor[-1].bias)))
+    batch = make_batch(a2c, agent)._replace(adv=torch.zeros(64))
+    before = agent.policy(batch.obs).entropy().mean().item()
     a2c.update(agent, *optimizers(agent, args), batch, 0.1, 0.1, args)
-    assert agent.policy(batch.obs).entropy().mean() > before
+    return before, agent.policy(batch.obs).entropy().mean().item()
+
+
+def test_entropy_bonus_raises_the_entropy_of_discrete_actions():
+    before, after = entropies("CartPole-v1")
+    assert after > before + 1e-3
+
+
+def test_no_entropy_bonus_for_continuous_actions():
+    before, after = entropies("Pendulum-v1")
+    assert after == before
 
 
 def test_the_critic_has_a_learning_rate_of_its_own():

@@ -218,7 +218,7 @@ def test_every_script_refuses_bad_input(capsys, monkeypatch, tmp_path, name):
         ("dqn", "--total-timesteps 10 --learning-starts 0", "--learning-starts 0: must be at least 1"),
         ("vpg", "--form best", "--form"),
         ("vpg", "--value-epochs 0", "--value-epochs 0: must be at least 1"),
-        ("a2c", "--ent-coef -1", "--ent-coef -1.0: must be at least 0"),
+        ("a2c", "--discrete-ent-coef -1", "--discrete-ent-coef -1.0: must be at least 0"),
         ("trpo", "--max-kl -1", "--max-kl -1.0: must be at least 0"),
         ("trpo", "--cg-iters 0", "--cg-iters 0: must be at least 1"),
         ("trpo", "--cg-damping nan", "--cg-damping nan: must be at least 0"),
