@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from matplotlib import patheffects
 from scipy import stats
-from train import FIRST_SEED, TASKS  # beside this file
+from train import TASKS  # beside this file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -106,29 +106,15 @@ def table(name, folder=HERE):
 
 
 def results(folder=HERE):
-    """Rows of results.csv, each with its curve: {"step": [points], "seconds": [points], "return": [points]}.
-
-    Runs on seeds below FIRST_SEED are those of the first version; they count where there are no others.
-    """
+    """Rows of results.csv, each with its curve: {"step": [points], "seconds": [points], "return": [points]}."""
     curves = {row.pop("command"): row for row in table("curves.csv", folder)}
     rows = table("results.csv", folder)
-    fresh = {(row["script"], row["env_id"], row["variant"]) for row in rows if not is_old(row)}
-    rows = [row for row in rows if not is_old(row) or (row["script"], row["env_id"], row["variant"]) not in fresh]
     order = [env for env, *_ in TASKS]
     rows.sort(key=lambda row: (order.index(row["env_id"]), int(row["seed"])))
     for row in rows:
         curve = curves[row["command"]]
         row["curve"] = {name: np.array(cell.split(), float) for name, cell in curve.items()}
     return rows
-
-
-def is_old(row):
-    return int(row["seed"]) < FIRST_SEED
-
-
-def star(runs):
-    """Marks a number that comes from the first version."""
-    return "*" if runs and is_old(runs[0]) else ""
 
 
 def select(rows, **wanted):
@@ -195,7 +181,7 @@ CARTPOLE_LABELS = {
     "vpg": (300, "left"),
     "a2c": (420, "right"),
     "trpo": (130, "right"),
-    "ppo": (430, "left"),
+    "ppo": (300, "right"),
     "dqn": (330, "left"),
     "sb3-a2c": (487, "right"),
     "sb3-trpo": (330, "right"),
@@ -223,7 +209,7 @@ def picture_of_cartpole(rows, path):
         axes.text(**place, y=level, s=label, **font)
     axes.axhline(475, color="black", linewidth=0.8, linestyle=":", zorder=1)
     axes.text(0.21, 478, "solved: 475", fontsize=9, va="bottom")
-    axes.set(xscale="log", xlim=(0.2, 60), ylim=(0, 515))
+    axes.set(xscale="log", xlim=(0.2, 100), ylim=(0, 515))
     axes.set(xlabel="seconds of training on one CPU core (log scale)", ylabel="return on CartPole-v1")
     axes.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     axes.set_xticks([], minor=True)
@@ -360,7 +346,7 @@ def table_of_results(rows):
     lines = []
     for env in distinct(rows, "env_id"):
         found = {name: select(rows, script=name, env_id=env) for name in SCRIPTS}
-        cells = [f"{round(np.mean(means(x)))} ({round(min(means(x)))}){star(x)}" if x else "-" for x in found.values()]
+        cells = [f"{round(np.mean(means(x)))} ({round(min(means(x)))})" if x else "-" for x in found.values()]
         seeds = max(map(len, found.values()))
         lines.append([env, str(seeds), *cells, budgets(found)])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)
@@ -373,7 +359,7 @@ def score(runs, most):
     worst = min(float(row["worst_episode"]) for row in runs)
     fewer = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if len(runs) < most else ""
     values = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}; {worst:.0f})"
-    return f"{values}, {budget(runs)}{fewer}{star(runs)}"
+    return f"{values}, {budget(runs)}{fewer}"
 
 
 def table_of_scores(rows):
@@ -393,7 +379,7 @@ def table_of_thresholds(rows):
         threshold = gym.spec(env).reward_threshold
         if threshold is not None:
             found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
-            cells = [f"{sum(np.array(means(x)) >= threshold)} of {len(x)}{star(x)}" if x else "-" for x in found]
+            cells = [f"{sum(np.array(means(x)) >= threshold)} of {len(x)}" if x else "-" for x in found]
             lines.append([env, f"{threshold:g}", *cells])
     return markdown(["environment", "threshold", *SCRIPTS], lines)
 
@@ -413,7 +399,7 @@ def table_of_solving(rows):
         if runs:
             label = f"{name}.py" if name in SCRIPTS else f"Stable-Baselines3 {name[4:]}"
             medians = [f"{np.median(steps):,.0f}", f"{np.median(seconds):.1f}"] if steps else ["", ""]
-            final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}), {budget(runs)}{star(runs)}"
+            final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}), {budget(runs)}"
             lines.append([label, f"{len(steps)} of {len(runs)}", *medians, final])
     return markdown(["", "seeds that reach it", "steps", "seconds", "final evaluation, mean (worst seed)"], lines)
 
@@ -425,7 +411,7 @@ def table_of_ablation(rows):
         runs = select(rows, script="dqn", env_id="CartPole-v1", variant=variant)[:10]
         below = sum(np.array(means(runs)) < 475)
         seconds = np.median([float(row["seconds"]) for row in runs])
-        final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f}){star(runs)}"
+        final = f"{np.mean(means(runs)):.1f} ({min(means(runs)):.1f})"
         lines.append([label, final, f"{below} of {len(runs)}", f"{seconds:.0f}"])
     return markdown(["", "final evaluation, mean (worst seed)", "seeds below 475", "seconds of a run"], lines)
 
