@@ -668,12 +668,17 @@ def test_the_failures_are_those_of_the_data():
     stuck = abs(final("a2c", "MountainCarContinuous-v0")) < 1
     assert f"a2c.py ends near 0 on {stuck.sum()} of 10 seeds" in PROSE
     trpo, ppo = (final(name, "Walker2d-v5") for name in ("trpo", "ppo"))
-    assert f"trpo.py ends between {min(trpo):.0f} and {max(trpo):.0f}, ppo.py between {min(ppo):.0f} and" in PROSE
+    assert f"trpo.py ends between {min(trpo):.0f} and {max(trpo):.0f}, ppo.py" in PROSE
+    assert f"ppo.py between {min(ppo):.0f} and {max(ppo):.0f};" in PROSE
     for name in "a2c", "ppo", "trpo":
         values = final(name, "HalfCheetah-v5")
         assert f"at {values.mean():.0f} (worst {min(values):.0f}; {len(values)} seeds)" in PROSE
     for name, env_id, digits in NARROW:
         assert f"{env_id} {final(name, env_id).mean():.{digits}f} (" in PROSE
+
+
+def test_numbers_of_steps_are_short_but_not_rounded():
+    assert [plot.thousands(x) for x in (0, 2_500, 100_000, 1_000_000)] == ["0", "2.5k", "100k", "1M"]
 
 
 def test_the_example_of_a_cell_is_a_cell():
