@@ -347,7 +347,8 @@ class ConvNet(nn.Sequential):
     """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
 
     def forward(self, x):
-        features = super().forward(x.flatten(0, -4))
+        images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # on a CPU, a third less time
+        features = super().forward(images)
         return features.unflatten(0, x.shape[:-3])
 
 
