@@ -391,7 +391,8 @@ class ActorCritic(nn.Module):
             self.distribution = Gaussian
             outputs = math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
-            self.log_std = nn.Parameter(0.5 * torch.ones(outputs))  # std 1.6: early exploration covers [-1, 1]
+            # Initial std 1.6 / K^0.75: one component covers [-1, 1]; so much noise in every joint would topple robots.
+            self.log_std = nn.Parameter(torch.full((outputs,), 0.5 - 0.75 * math.log(outputs)))
         else:  # K components with up to M choices each; missing choices get probability 0
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
             choices = torch.tensor(choices).reshape(-1, 1)  # [K, 1]

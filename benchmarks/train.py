@@ -35,8 +35,11 @@ CURVES = ROOT / "benchmarks/curves.csv"
 FOLDER = ROOT / "runs/benchmark"
 
 FIRST_SEED = 101  # seeds 1 to 100 are for choosing defaults; later ones are run once, when the choice is made
-SECOND = ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5", "HalfCheetah-v5"]
-FRESH = {("dqn", "CartPole-v1"): 201} | {("a2c", env): 201 for env in SECOND}  # chosen again, with results of 101 known
+ONE_ACTION = ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"]
+ROBOTS = ["HalfCheetah-v5", "Walker2d-v5", "Reacher-v5", "Ant-v5"]
+FRESH = {("dqn", "CartPole-v1"): 201} | {("a2c", env): 201 for env in ONE_ACTION}  # chosen with results of 101 known
+FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in ROBOTS}
+FRESH["a2c", "HalfCheetah-v5"] = 301
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
     ("CartPole-v1", 100, 100, {"vpg": 100_000, "a2c": 200_000, "trpo": 100_000, "ppo": 100_000, "dqn": 50_000}),
