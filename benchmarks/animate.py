@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw
+from train import FIRST_SEED, FRESH  # beside this file
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs/benchmark"
 sys.path.append(str(ROOT))
-SEED = 101
 SIZE = 240, 160  # of a panel, in pixels
 CAPTION = 16  # height of the line of text above it
 
@@ -37,8 +37,12 @@ class Panel:
     options: dict = field(default_factory=dict)  # of gymnasium.make
 
     @property
+    def seed(self):
+        return FRESH.get((self.script, self.env_id), FIRST_SEED)
+
+    @property
     def folder(self):
-        return RUNS / f"{self.env_id}__{self.script}__{SEED}__x"
+        return RUNS / f"{self.env_id}__{self.script}__{self.seed}__x"
 
 
 PANELS = (
@@ -52,7 +56,7 @@ def load(panel):
     """The agent of a panel and its environment; trains it if there is no checkpoint."""
     script = importlib.import_module(panel.script)
     if not (panel.folder / "checkpoint.pt").exists():
-        flags = {"env-id": panel.env_id, "total-timesteps": panel.steps, "seed": SEED, "run-dir": panel.folder}
+        flags = {"env-id": panel.env_id, "total-timesteps": panel.steps, "seed": panel.seed, "run-dir": panel.folder}
         argv = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         subprocess.run([sys.executable, ROOT / f"{panel.script}.py", *argv], check=True)
     saved = script.load(panel.folder / "checkpoint.pt")
@@ -65,7 +69,7 @@ def load(panel):
 def play(panel, count):
     """`count` frames, each an image of a panel with its caption."""
     agent, env = load(panel)
-    frames, seed, done = [], SEED, True
+    frames, seed, done = [], panel.seed, True
     for step in range(count * panel.stride):
         if done:
             obs, _ = env.reset(seed=seed)

@@ -152,7 +152,8 @@ def test_jobs_are_what_a_user_would_type():
 
 
 def test_jobs_have_seeds_that_were_unknown_when_the_defaults_were_chosen():
-    for script, env_id, first in ("dqn", "CartPole-v1", 201), ("ppo", "CartPole-v1", 101), ("dqn", "Acrobot-v1", 101):
+    chosen_again = [("dqn", "CartPole-v1", 201), ("ppo", "HalfCheetah-v5", 201), ("a2c", "HalfCheetah-v5", 301)]
+    for script, env_id, first in [*chosen_again, ("ppo", "CartPole-v1", 101), ("dqn", "Acrobot-v1", 101)]:
         seeds = [job.seed for job in train.jobs() if (job.script, job.env_id, job.variant) == (script, env_id, "")]
         assert seeds == [*range(first, first + len(seeds))]
 

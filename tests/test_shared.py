@@ -108,6 +108,12 @@ def test_samples_follow_the_distribution():
     assert act.std().item() == pytest.approx(2, abs=0.05)
 
 
+@pytest.mark.parametrize(("actions", "std"), [(1, 1.65), (2, 0.98), (6, 0.43), (17, 0.2)])
+def test_the_more_components_an_action_has_the_less_each_explores_at_first(actions, std):
+    agent = ppo.ActorCritic(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (actions,)), ppo.Args())
+    assert agent.policy(torch.zeros(3)).log_std.exp().tolist() == pytest.approx([std] * actions, rel=0.02)
+
+
 def test_components_of_a_multidiscrete_action_are_independent_and_of_their_own_size():
     agent, _ = make_agent(ppo, "ProbeMultiDiscrete-v0")  # 2 and 4 choices
     pi = agent.policy(torch.randn(10_000, 2))
