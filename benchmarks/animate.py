@@ -61,6 +61,10 @@ def load(panel):
         subprocess.run([sys.executable, ROOT / f"{panel.script}.py", *argv], check=True)
     saved = script.load(panel.folder / "checkpoint.pt")
     env = script.make_env(panel.env_id, render_mode="rgb_array", **panel.options)
+    if hasattr(env.unwrapped, "model"):  # of MuJoCo
+        floor = env.unwrapped.model.geom("floor")  # drawn larger, because a fast robot runs off it
+        floor.size[:2] *= 10
+        env.unwrapped.model.mat_texrepeat[floor.matid] *= 10
     agent = script.ActorCritic(env.observation_space, env.action_space, script.Args(**saved["args"]))
     agent.load_state_dict(saved["agent"])
     return agent, env
