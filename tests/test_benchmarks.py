@@ -679,6 +679,8 @@ def test_the_failures_are_those_of_the_data():
     assert min(*ppo, *trpo) >= 2000
     falls = {name: worst_episode(name, "HalfCheetah-v5") for name in ("ppo", "trpo")}
     assert f"the worst are {falls['ppo']:.0f} with ppo.py and {falls['trpo']:.0f} with trpo.py." in PROSE
+    ant = final("ppo", "Ant-v5")
+    assert f"seeds of ppo.py differ widely, from {min(ant):.0f} to {max(ant):.0f}, and" in PROSE
     for name, env_id, digits in NARROW:
         assert f"{env_id} {final(name, env_id).mean():.{digits}f} (" in PROSE
 
