@@ -49,7 +49,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "a2c 4"  # script and version of the checkpoint format
+CHECKPOINT = "a2c 5"  # script and version of the checkpoint format
 LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: value targets
@@ -226,7 +226,10 @@ class Gaussian:
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
+    """Standardizes by the running mean and variance over all workers; uint8 observations by the mean and 255.
+
+    Without the mean, what all images have in common drives the gradient: it can turn off all units of a ReLU network.
+    """
 
     def __init__(self, shape):
         super().__init__()
@@ -237,8 +240,6 @@ class RunningNorm(nn.Module):
 
     def update(self, x):
         """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
-        if x.dtype == torch.uint8:
-            return
         var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
         if WORKERS > 1:
             own, shift = shift, all_mean(shift.clone())
@@ -251,7 +252,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, x):
         if x.dtype == torch.uint8:
-            return x / 255
+            return (x - self.mean) / 255
         return ((x.float() - self.mean) / self.std).clamp(-10, 10)
 
 

@@ -55,7 +55,7 @@ from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "dqn 3"  # script and version of the checkpoint format
+CHECKPOINT = "dqn 4"  # script and version of the checkpoint format
 MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
 LIMITS = {"gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
 LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
@@ -268,7 +268,10 @@ LIMITS |= {"batch_size": (1, 100_000), "n_step": (1, 1_000)}
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
+    """Standardizes by the running mean and variance over all workers; uint8 observations by the mean and 255.
+
+    Without the mean, what all images have in common drives the gradient: it can turn off all units of a ReLU network.
+    """
 
     def __init__(self, shape):
         super().__init__()
@@ -279,8 +282,6 @@ class RunningNorm(nn.Module):
 
     def update(self, x):
         """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
-        if x.dtype == torch.uint8:
-            return
         var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
         if WORKERS > 1:
             own, shift = shift, all_mean(shift.clone())
@@ -293,7 +294,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, x):
         if x.dtype == torch.uint8:
-            return x / 255
+            return (x - self.mean) / 255
         return ((x.float() - self.mean) / self.std).clamp(-10, 10)
 
 

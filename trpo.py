@@ -54,7 +54,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-CHECKPOINT = "trpo 3"  # script and version of the checkpoint format
+CHECKPOINT = "trpo 4"  # script and version of the checkpoint format
 LIMITS = {"gamma": (0, 1), "gae_lambda": (0, 1)}  # other flags: see check_limits
 LIMITS["line_search_shrink"] = 0, 1
 ADV_STD_EPS = 0.1  # added to the standard deviation of advantages, as in a2c.py; their scale cancels in the step
@@ -308,7 +308,10 @@ class Gaussian:
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; divides uint8 observations by 255 instead."""
+    """Standardizes by the running mean and variance over all workers; uint8 observations by the mean and 255.
+
+    Without the mean, what all images have in common drives the gradient: it can turn off all units of a ReLU network.
+    """
 
     def __init__(self, shape):
         super().__init__()
@@ -319,8 +322,6 @@ class RunningNorm(nn.Module):
 
     def update(self, x):
         """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
-        if x.dtype == torch.uint8:
-            return
         var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
         if WORKERS > 1:
             own, shift = shift, all_mean(shift.clone())
@@ -333,7 +334,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, x):
         if x.dtype == torch.uint8:
-            return x / 255
+            return (x - self.mean) / 255
         return ((x.float() - self.mean) / self.std).clamp(-10, 10)
 
 

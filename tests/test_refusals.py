@@ -297,8 +297,8 @@ def test_checkpoints_that_do_not_fit_are_refused(capsys, monkeypatch, tmp_path, 
 
     for name in ("half.pt", "bomb.pt", "list.pt"):
         assert f"--resume {name}: not a checkpoint" in refusal(capsys, monkeypatch, "--resume", name)
-    assert "a checkpoint of ppo 0, not ppo 3" in refusal(capsys, monkeypatch, "--resume", "old.pt")
-    assert "a checkpoint of a2c 1, not ppo 3" in refusal(capsys, monkeypatch, "--resume", "a2c.pt")
+    assert "a checkpoint of ppo 0, not ppo 4" in refusal(capsys, monkeypatch, "--resume", "old.pt")
+    assert "a checkpoint of a2c 1, not ppo 4" in refusal(capsys, monkeypatch, "--resume", "a2c.pt")
     flags = "--resume", finished / "checkpoint.pt", "--run-dir", "out"
     assert "the checkpoint is for CartPole-v1" in refusal(capsys, monkeypatch, *flags, "--env-id", "Acrobot-v1")
     assert "its agent does not fit the flags" in refusal(capsys, monkeypatch, *flags, "--hidden-sizes", 8)
