@@ -85,7 +85,7 @@ class Args:
     total_timesteps: int = 50_000  # environment steps of all environments and torchrun's workers, in whole rollouts
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 2e-3  # Adam's initial step size
+    learning_rate: float = 2e-3  # Adam's initial step size; a quarter of it with convolutions
     hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers of the networks for vector observations
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
@@ -696,6 +696,7 @@ class Adam(nn.Module):
         super().__init__()
         self.max_grad_norm = args.max_grad_norm
         params = [param for param in params if param.requires_grad]
+        self.scale = 0.25 if any(param.ndim == 4 for param in params) else 1  # more inputs per unit
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)
@@ -718,7 +719,7 @@ class Adam(nn.Module):
         self.square.lerp_(grad**2, 1 - 0.999)
         mean = self.mean / (1 - 0.9**self.steps)  # corrects the bias toward the initial 0
         square = self.square / (1 - 0.999**self.steps)
-        self.vector.sub_(lr * mean / (square.sqrt() + 1e-5))
+        self.vector.sub_(self.scale * lr * mean / (square.sqrt() + 1e-5))
         return norm
 
 
