@@ -18,7 +18,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import matplotlib
 
 matplotlib.use("Agg")
@@ -27,7 +26,7 @@ import numpy as np
 import tyro
 from matplotlib import patheffects
 from scipy import stats
-from train import TASKS  # beside this file
+from train import TASKS, threshold_of  # beside this file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -376,7 +375,7 @@ def table_of_thresholds(rows):
     """How many seeds end at or above the reward threshold that Gymnasium registers, where it registers one."""
     lines = []
     for env in distinct(rows, "env_id"):
-        threshold = gym.spec(env).reward_threshold
+        threshold = threshold_of(env)
         if threshold is not None:
             found = [select(rows, script=name, env_id=env) for name in SCRIPTS]
             cells = [f"{sum(np.array(means(x)) >= threshold)} of {len(x)}" if x else "-" for x in found]

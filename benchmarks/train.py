@@ -54,6 +54,7 @@ TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each
     ("Walker2d-v5", 5, 10, {"trpo": M, "ppo": M}),
     ("Reacher-v5", 5, 10, {"trpo": M, "ppo": M}),
     ("Ant-v5", 5, 10, {"trpo": M, "ppo": M}),
+    ("ALE/Pong-v5", 1, 10, {"ppo": M}),  # 3.5 hours
 ]
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
@@ -88,7 +89,7 @@ class Job:
     @property
     def folder(self):
         name = self.script + self.variant.replace(" ", "-")
-        return FOLDER / f"{self.env_id}__{name}__{self.seed}__x"
+        return FOLDER / f"{self.env_id.replace('/', '-')}__{name}__{self.seed}__x"
 
 
 def jobs():
@@ -128,10 +129,15 @@ def read_curve(folder):
     ]
 
 
+def threshold_of(env_id):
+    """Mean return at which Gymnasium calls an environment solved, or None; Atari games have none."""
+    return None if env_id.startswith("ALE/") else gym.spec(env_id).reward_threshold
+
+
 def result_row(job, curve, origin):
     """The row of results.csv of a finished run; origin: what `here` returns."""
     result = json.loads((job.folder / "eval.json").read_text())
-    threshold = gym.spec(job.env_id).reward_threshold
+    threshold = threshold_of(job.env_id)
     solved = [] if threshold is None else [point for point in curve if point["return"] >= threshold]
     return {
         "script": job.script,

@@ -145,7 +145,9 @@ def test_jobs_are_what_a_user_would_type():
     assert len(commands) == len(set(commands)) == len({job.folder for job in train.jobs()})
     assert "python ppo.py --env-id LunarLander-v3 --total-timesteps 1000000 --seed 101" in commands
     assert "python ppo.py --env-id CartPole-v1 --total-timesteps 100000 --seed 200 --eval-episodes 100" in commands
+    assert "python ppo.py --env-id ALE/Pong-v5 --total-timesteps 1000000 --seed 101" in commands
     for job in train.jobs():
+        assert job.folder.parent == train.FOLDER  # a slash in an environment's name makes no folder
         if not job.script.startswith("sb3-"):
             assert (ROOT / f"{job.script}.py").exists()
             assert bool(job.flags) == bool(job.variant)
