@@ -278,9 +278,9 @@ class Gaussian:
 
 
 class RunningNorm(nn.Module):
-    """Standardizes by the running mean and variance over all workers; uint8 observations by the mean and 255.
+    """Subtracts the running mean over all workers; divides by the standard deviation, but uint8 observations by 255.
 
-    Without the mean, what all images have in common drives the gradient: it can turn off all units of a ReLU network.
+    If the mean stayed in, what all images share would dominate the gradient, which can turn ReLUs off for good.
     """
 
     def __init__(self, shape):
@@ -719,7 +719,7 @@ class Adam(nn.Module):
         super().__init__()
         self.max_grad_norm = args.max_grad_norm
         params = [param for param in params if param.requires_grad]
-        self.scale = 0.25 if any(param.ndim == 4 for param in params) else 1  # more inputs per unit
+        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1  # convolutions: more inputs per unit
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)
@@ -742,7 +742,7 @@ class Adam(nn.Module):
         self.square.lerp_(grad**2, 1 - 0.999)
         mean = self.mean / (1 - 0.9**self.steps)  # corrects the bias toward the initial 0
         square = self.square / (1 - 0.999**self.steps)
-        self.vector.sub_(self.scale * lr * mean / (square.sqrt() + 1e-5))
+        self.vector.sub_(self.lr_scale * lr * mean / (square.sqrt() + 1e-5))
         return norm
 
 

@@ -54,7 +54,7 @@ TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each
     ("Walker2d-v5", 5, 10, {"trpo": M, "ppo": M}),
     ("Reacher-v5", 5, 10, {"trpo": M, "ppo": M}),
     ("Ant-v5", 5, 10, {"trpo": M, "ppo": M}),
-    ("ALE/Pong-v5", 1, 10, {"ppo": M}),  # 3.5 hours
+    ("ALE/Pong-v5", 1, 10, {"ppo": M}),  # about 4 hours
 ]
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds

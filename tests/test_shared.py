@@ -262,7 +262,7 @@ def test_of_images_the_mean_is_subtracted_before_they_are_divided_by_255():
 
 
 def test_noise_does_not_turn_off_the_units_that_read_images():
-    """Without subtracting the mean image, two thirds of them are 0 for all images after these 64 gradient steps."""
+    """Without subtracting the mean image, more than half are 0 for all images after these 64 gradient steps."""
     rows, args = 128, ppo.Args()
     agent = ppo.ActorCritic(spaces.Box(0, 255, (1, 84, 84), np.uint8), spaces.Discrete(6), args)
     images = torch.full((rows, 1, 84, 84), 87, dtype=torch.uint8)
