@@ -145,12 +145,12 @@ def test_jobs_are_what_a_user_would_type():
     assert len(commands) == len(set(commands)) == len({job.folder for job in train.jobs()})
     assert "python ppo.py --env-id LunarLander-v3 --total-timesteps 1000000 --seed 101" in commands
     assert "python ppo.py --env-id CartPole-v1 --total-timesteps 100000 --seed 200 --eval-episodes 100" in commands
-    assert "python ppo.py --env-id ALE/Pong-v5 --total-timesteps 1000000 --seed 101" in commands
+    assert "python ppo.py --env-id ALE/Pong-v5 --total-timesteps 700000 --seed 201 --async-envs" in commands
     for job in train.jobs():
         assert job.folder.parent == train.FOLDER  # a slash in an environment's name makes no folder
         if not job.script.startswith("sb3-"):
             assert (ROOT / f"{job.script}.py").exists()
-            assert bool(job.flags) == bool(job.variant)
+            assert bool(job.flags) == (bool(job.variant) or job.env_id.startswith("ALE/"))
 
 
 def test_jobs_have_seeds_that_were_unknown_when_the_defaults_were_chosen():
@@ -548,13 +548,14 @@ def test_the_tables_of_measurements_have_all_cases():
 @pytest.mark.slow
 def test_an_agent_without_a_checkpoint_is_trained_and_all_panels_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr(animate, "RUNS", tmp_path)
-    panel = animate.Panel("ppo", "CartPole-v1", steps=2_048, stride=10)
+    monkeypatch.setattr(train, "FOLDER", tmp_path)
+    monkeypatch.setattr(train, "TASKS", [("CartPole-v1", 1, 10, {"ppo": 2_048})])
+    panel = animate.Panel("ppo", "CartPole-v1", stride=10)
     monkeypatch.setattr(animate, "PANELS", (panel, panel))
     animate.main(frames=12, path=tmp_path / "agents.gif")
-    assert (panel.folder / "checkpoint.pt").exists()
+    assert (panel.job.folder / "checkpoint.pt").exists()
     with Image.open(tmp_path / "agents.gif") as picture:
-        assert picture.size == (2 * animate.SIZE[0], animate.SIZE[1] + animate.CAPTION)
+        assert picture.size == (2 * panel.width, animate.HEIGHT + animate.CAPTION)
         assert picture.n_frames == 12  # an untrained agent falls: frames of later episodes are among them
     assert (tmp_path / "agents.gif").stat().st_size < 1e6
 
