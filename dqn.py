@@ -545,7 +545,7 @@ class Run:
             print(f"\n--track: no longer logging: {error}", file=sys.stderr)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # Join the other workers only after the optimizer is made. One of torch.optim in place of Adam would import
         # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
@@ -690,13 +690,14 @@ class Adam(nn.Module):
 
     torch.optim.Adam with eps=1e-5 takes the same steps, but three times as long, and 0.8 s to create. Here all
     parameters become views of one vector and their gradients of another, so that one operation serves all layers.
+    Convolutional networks take a quarter of each step: their units have more inputs, whose changes add up.
     """
 
     def __init__(self, params, args):
         super().__init__()
         self.max_grad_norm = args.max_grad_norm
         params = [param for param in params if param.requires_grad]
-        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1  # convolutions: more inputs per unit
+        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)

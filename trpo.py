@@ -422,7 +422,7 @@ class ActorCritic(nn.Module):
             self.distribution = Gaussian
             outputs = math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
-            # Initial std 1.6 / K^0.75: one component covers [-1, 1]; so much noise in every joint would topple robots.
+            # Initial std 1.6 / K^0.75: one component covers [-1, 1]; as much noise in every joint topples robots.
             self.log_std = nn.Parameter(torch.full((outputs,), 0.5 - 0.75 * math.log(outputs)))
         else:  # K components with up to M choices each; missing choices get probability 0
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
@@ -598,7 +598,7 @@ class Run:
             print(f"\n--track: no longer logging: {error}", file=sys.stderr)
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. If you use one of torch.optim, it imports
+        # Join the other workers only after the optimizer is made. One of torch.optim in place of Adam would import
         # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
         if WORKERS > 1:
             torch.distributed.init_process_group()
@@ -743,13 +743,14 @@ class Adam(nn.Module):
 
     torch.optim.Adam with eps=1e-5 takes the same steps, but three times as long, and 0.8 s to create. Here all
     parameters become views of one vector and their gradients of another, so that one operation serves all layers.
+    Convolutional networks take a quarter of each step: their units have more inputs, whose changes add up.
     """
 
     def __init__(self, params, args):
         super().__init__()
         self.max_grad_norm = args.max_grad_norm
         params = [param for param in params if param.requires_grad]
-        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1  # convolutions: more inputs per unit
+        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1
         self.vector = nn.utils.parameters_to_vector(params).detach()
         nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
         self.grad = torch.zeros_like(self.vector)

@@ -1,5 +1,6 @@
 """A run that is interrupted goes on as if nothing had happened, and says how."""
 
+import csv
 import json
 import os
 import signal
@@ -80,6 +81,16 @@ def test_a_finished_run_goes_on_with_a_larger_budget_into_another_folder(tmp_pat
     assert done.returncode == 0, done.stderr
     assert [int(row["global_step"]) for row in metrics(tmp_path / "2")] == [1_280 + 128 * i for i in range(1, 11)]
     assert evaluation(tmp_path / "2")["global_step"] == 2_560
+
+
+@pytest.mark.parametrize(("name", "flags"), [("ppo", {"objective": "penalty"}), ("vpg", {"form": "reward-to-go"})])
+def test_rows_of_a_run_resumed_with_another_objective_have_the_same_columns(tmp_path, name, flags):
+    train(tmp_path, name)
+    train(tmp_path, name, resume=str(tmp_path / "checkpoint.pt"), total_timesteps=2_560, **flags)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) > 1 + 10
+    assert {len(row) for row in rows} == {len(rows[0])}
 
 
 @pytest.mark.parametrize("flags", [[], ["--async-envs"]])
