@@ -44,7 +44,7 @@ PANELS = (
     Panel("ppo", "CartPole-v1", stride=2),
     Panel("ppo", "LunarLander-v3", stride=3),
     Panel("ppo", "HalfCheetah-v5", stride=2, options={"camera_name": "track"}),
-    Panel("ppo", "ALE/Pong-v5", stride=1, width=122),  # the whole screen
+    Panel("ppo", "ALE/Pong-v5", stride=2, width=122),  # the whole screen
 )
 
 

@@ -12,6 +12,7 @@ hardly moves it, and it varies less than the median.
 import csv
 import glob
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -216,9 +217,9 @@ def picture_of_cartpole(rows, path):
 
 
 def picture_of_all(rows, path):
-    """Return against steps, a panel for each environment; the legend takes the panel after the last."""
+    """Return against steps, a panel for each environment."""
     envs = distinct(rows, "env_id")
-    height = len(envs) // 3 + 1
+    height = math.ceil(len(envs) / 3)
     figure, panels = plt.subplots(height, 3, figsize=(10, 2.4 * height), layout="constrained")
     for axes, env in zip(panels.flat, envs):
         for name, color in COLORS.items():
@@ -231,7 +232,7 @@ def picture_of_all(rows, path):
         axes.axis("off")
     lines = [plt.Line2D([], [], color=color, linewidth=2) for color in COLORS.values()]
     labels = [f"{name}.py" for name in COLORS]
-    panels.flat[len(envs)].legend(lines, labels, loc="center", frameon=False)
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(lines), frameon=False)
     figure.supxlabel("environment steps", fontsize=10)
     figure.supylabel("mean return of the last 20 training episodes", fontsize=10)
     save(figure, path)

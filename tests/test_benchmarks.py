@@ -686,6 +686,12 @@ def test_the_failures_are_those_of_the_data():
     assert f"seeds of ppo.py differ widely, from {min(ant):.0f} to {max(ant):.0f}, and" in PROSE
     for name, env_id, digits in NARROW:
         assert f"{env_id} {final(name, env_id).mean():.{digits}f} (" in PROSE
+    (pong,) = plot.select(ROWS, env_id="ALE/Pong-v5")
+    at = np.interp([100_000, 200_000, 300_000], pong["curve"]["step"], pong["curve"]["return"])
+    (returns,) = re.findall(r"is (\S+) after 100,000 steps, (\S+) after 200,000, (\S+) after 300,000", PROSE)
+    assert at == pytest.approx([*map(float, returns)], abs=1)
+    assert float(pong["worst_episode"]) > 0
+    assert "ppo.py wins all 10 games" in PROSE
 
 
 def test_numbers_of_steps_are_short_but_not_rounded():
