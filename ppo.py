@@ -12,7 +12,7 @@ place of the log-probability, clipped or penalized. At pi = pi_old the gradients
 
 Not in the paper: advantages standardized in each minibatch, with 0.1 added to the standard deviation; observations
 and rewards scaled by running statistics and clipped at 10; orthogonal initialization; gradient norm clipping; tanh on
-the mean of bounded actions; bootstrapping at time limits. Left out: a shared network; value clipping (also not in it).
+the mean of bounded actions; bootstrapping at time limits. Left out: a shared network. Value clipping is in neither.
 
 Shapes: T steps of N environments; B rows of a batch (B = T N) or of a minibatch; K action components.
 """
@@ -713,7 +713,7 @@ class Adam(nn.Module):
 
     torch.optim.Adam with eps=1e-5 takes the same steps, but three times as long, and 0.8 s to create. Here all
     parameters become views of one vector and their gradients of another, so that one operation serves all layers.
-    Convolutional networks take a quarter of each step: their units have more inputs, whose changes add up.
+    Convolutional networks take a quarter of each step: a unit has more inputs, and the changes of its weights add up.
     """
 
     def __init__(self, params, args):

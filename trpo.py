@@ -743,7 +743,7 @@ class Adam(nn.Module):
 
     torch.optim.Adam with eps=1e-5 takes the same steps, but three times as long, and 0.8 s to create. Here all
     parameters become views of one vector and their gradients of another, so that one operation serves all layers.
-    Convolutional networks take a quarter of each step: their units have more inputs, whose changes add up.
+    Convolutional networks take a quarter of each step: a unit has more inputs, and the changes of its weights add up.
     """
 
     def __init__(self, params, args):
