@@ -1,66 +1,65 @@
 """Deep Q-network (DQN), with double Q-learning, n-step returns and soft target updates.
 
-Mnih et al. (2015), "Human-level control through deep reinforcement learning", Nature 518, Algorithm 1. A first version
-without the target network: Mnih et al. (2013), "Playing Atari with Deep Reinforcement Learning", arXiv:1312.5602.
+Mnih et al. (2015), "Human-level control through deep reinforcement learning", Nature 518, Algorithm
+1. A first version without the target network: Mnih et al. (2013), arXiv:1312.5602.
 
-Q(s, a) is the expected return of action a in state s if all later actions are optimal. It satisfies the Bellman
-optimality equation, Q(s, a) = E[r + gamma max_a' Q(s', a')]. Learning moves the left side toward samples of the right
-side. The policy is epsilon-greedy: with probability epsilon, which decays during training, it takes a random action;
-otherwise the one with the largest Q. Two ideas let a neural network learn such a Q:
+Q(s, a) is the expected return of action a in state s if all later actions are optimal. It satisfies
+the Bellman optimality equation, Q(s, a) = E[r + gamma max_a' Q(s', a')]. Learning moves the left
+side toward samples of the right side. The policy is epsilon-greedy: with probability epsilon, which
+decays during training, it takes a random action; otherwise the one with the largest Q. Two ideas
+let a neural network learn such a Q:
 
-- Replay. The equation holds for any action in any state, whatever policy chose it (Q-learning is off-policy), so old
-  transitions stay useful. Each gradient step takes a random batch from a buffer of them: samples less correlated than
-  consecutive steps, each used many times.
-- A target network. Q on the right side is a copy of the network that changes slowly. Without it, each step toward
-  the target moves the target as well, and the values can diverge.
+- Replay. The equation holds for any action in any state, whatever policy chose it (Q-learning is
+  off-policy), so old transitions stay useful. Each gradient step takes a random batch from a buffer
+  of them: samples less correlated than consecutive steps, each used many times.
+- A target network. Q on the right side is a copy of the network that changes slowly. Without it,
+  each step toward the target moves the target as well, and the values can diverge.
 
-Without both it is in essence online Q-learning, as in tabular.py, with a network in place of a table: --num-envs 1
---num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1 --tau 1.
+With one transition and no copy, it is online Q-learning, as in tabular.py, with a network in place
+of a table: --num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1
+--learning-starts 1 --tau 1.
 
-Not in the paper: double Q-learning (van Hasselt, Guez and Silver 2016, arXiv:1509.06461); n-step returns (Watkins 1989;
-Hessel et al. 2018, arXiv:1710.02298), which often speed up learning but are biased, as actions after the first are
-off-policy and not corrected for; a target network that moves a little after each gradient step (the paper's:
---tau 1 --target-interval 10000); several environments; Adam with a decaying learning rate; gradient norm clipping;
-observations and rewards scaled by running statistics (the paper clips rewards to [-1, 1]); orthogonal initialization;
-bootstrapping at time limits. Rainbow (Hessel et al.) adds prioritized replay; dueling, distributional and noisy nets.
+Not in the paper:
+- double Q-learning (van Hasselt, Guez and Silver 2016): the maximum of noisy values is biased
+- n-step returns (Watkins 1989; Hessel et al. 2018): faster, but the later actions are off-policy
+- the target network moves a little after each step; the paper's: --tau 1 --target-interval 10000
+- several environments: fewer calls of the network
+- Adam with a decaying learning rate, clipped gradients, orthogonal first weights: dependable
+- observations and rewards are scaled by running statistics; the paper clips rewards to [-1, 1]
+- time limits bootstrap: the episode would have gone on
+Left out, of Rainbow (Hessel et al.): prioritized replay; dueling, distributional and noisy networks.
 
-Shapes: T steps of N environments; G gradient steps, each on B transitions of up to n steps; A actions.
+Shapes: T steps of N environments; G gradient steps, each on B transitions; A actions.
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "psutil>=5.9",
-#                 "torch>=2.8", "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20"]
+# dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.8",
+#                 "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20"]
 # ///
 
+import argparse
 import csv
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections import deque, namedtuple
 from copy import deepcopy
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import torch
 import tyro
 from gymnasium import spaces, wrappers
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "dqn 4"  # script and version of the checkpoint format
-MAX_SAVED_BUFFER_BYTES = 2**30  # larger replay buffers are not saved in checkpoints
-LIMITS = {"gamma": (0, 1), "tau": (0, 1)}  # other flags: see check_limits
-LIMITS |= {"epsilon_start": (0, 1), "epsilon_end": (0, 1), "exploration_fraction": (0, 1)}
-Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
+Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; gamma^steps
 
 
 @dataclass
@@ -68,44 +67,54 @@ class Args:
     num_steps: int = 8  # T, steps of each environment per rollout
     gradient_steps: int = 16  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
-    buffer_size: int = 100_000  # transitions in the replay buffer of each worker; the oldest are overwritten
+    buffer_size: int = 100_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
     n_step: int = 10  # n, rewards in a return before it bootstraps
     double_q: bool = True  # the network chooses the next action, the target network evaluates it
-    tau: float = 0.01  # fraction by which the target network moves toward the network; 1 copies it
+    tau: float = 0.01  # fraction by which the target network moves; 1 copies the network
     target_interval: int = 1  # gradient steps between updates of the target network
     epsilon_start: float = 1.0  # initial probability of a random action
     epsilon_end: float = 0.04  # final probability of a random action
     exploration_fraction: float = 0.1  # fraction of training over which epsilon decays linearly
-    max_grad_norm: float = 10.0  # clip gradients to this norm
+    max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "CartPole-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
+    env_kwargs: str = "{}"  # arguments of the environment as JSON, such as '{"continuous": true}'
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    total_timesteps: int = 50_000  # environment steps of all environments and torchrun's workers, in whole rollouts
+    total_timesteps: int = 50_000  # steps of all environments and workers, whole rollouts only
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 2e-3  # Adam's initial step size; a quarter of it with convolutions
-    hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers of the networks for vector observations
+    learning_rate: float | None = None  # Adam's initial step size; default 2e-3, for images 5e-4
+    hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers for vector observations
+    norm_obs: bool = True  # scale observations by running statistics
+    norm_reward: bool = True  # scale rewards by running statistics
     device: str = "cpu"  # cpu, cuda, cuda:1
     async_envs: bool = False  # run each environment in its own process; for slow simulators
-    run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from, in its folder; flags that are not given come from it
-    checkpoint_every: int = 100_000  # environment steps between checkpoints; each also ends all episodes
+    run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
+    resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they reset it
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
     track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
 
+    def __new__(cls, **given):
+        args = super().__new__(cls)
+        args.given = given  # see restore_flags
+        return args
 
-def check_batch(args):
-    """Raise InputError if the replay buffer is too small or learning would never start."""
-    rollout = args.num_envs * args.num_steps  # per worker
-    if args.buffer_size // args.num_envs * args.num_envs < max(rollout, args.learning_starts):
-        needed = f"a rollout ({rollout}) and at least --learning-starts ({args.learning_starts})"
-        raise InputError(f"--buffer-size {args.buffer_size}: must hold {needed}, in multiples of --num-envs")
-    if args.total_timesteps // (rollout * WORKERS) * rollout < args.learning_starts:  # in whole rollouts
-        raise InputError(f"--learning-starts {args.learning_starts}: not reached within --total-timesteps")
+    def __post_init__(self):
+        restore_flags(self)
+        own = "num_steps gradient_steps batch_size n_step tau target_interval max_grad_norm"
+        check_flags(self, own)
+        steps = self.num_envs * self.num_steps  # of a worker's rollout
+        capacity = self.buffer_size // self.num_envs * self.num_envs
+        if capacity < max(steps, self.learning_starts):
+            needed = f"a rollout ({steps}) and --learning-starts ({self.learning_starts})"
+            raise InputError(f"--buffer-size {self.buffer_size}: too small for {needed}")
+        if self.total_timesteps // (steps * WORKERS) * steps < self.learning_starts:
+            raise InputError(f"--learning-starts {self.learning_starts}: beyond --total-timesteps")
 
 
 def n_step_return(rew, end, gamma):
@@ -116,7 +125,7 @@ def n_step_return(rew, end, gamma):
 
 
 def td_target(ret, discount, terminated, next_q, next_act):
-    """The TD target y, [B]: rewards ret plus the discounted value of a' = next_act (Mnih et al. 2015, Algorithm 1).
+    """The TD target y, [B]: ret plus the discounted value of a' = next_act (Algorithm 1).
 
     next_q [B, A] is Q(s', .) by the target network; the other arguments are [B].
     """
@@ -124,38 +133,41 @@ def td_target(ret, discount, terminated, next_q, next_act):
     return ret + discount * next_val * ~terminated  # a terminal state has value 0; a time limit is not terminal
 
 
-def td_step(agent, optimizer, batch, lr, args):
+def td_step(agent, optimizer, batch, args):
     """Take one gradient step on the TD error; returns loss, mean Q and gradient norm, [3]."""
     with torch.no_grad():
         next_q = agent.target_q(batch.next_obs)
-        # Double Q-learning (van Hasselt et al. 2016, Eq. 4). The maximum of noisy values is biased upward, so one
-        # network chooses the action and the other evaluates it.
+        # Double Q-learning (van Hasselt et al. 2016, Eq. 4). The maximum of noisy values is biased
+        # upward, so one network chooses the action and the other evaluates it.
         next_act = (agent.q(batch.next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
-    q = agent.q(batch.obs).gather(-1, batch.act[:, None])  # [B, 1]
-    td_loss = nn.functional.huber_loss(q[:, 0], target)  # linear beyond an error of 1: the paper's clipped error
-    grad_norm = optimizer.step(td_loss, lr)
-    agent.updates.add_(1)
-    if int(agent.updates) % args.target_interval == 0:
+    q = agent.q(batch.obs).gather(-1, batch.act[:, None])[:, 0]
+    td_loss = nn.functional.huber_loss(q, target)  # linear beyond 1: the paper's clipped error
+
+    params = list(agent.network.parameters())
+    optimizer.zero_grad()
+    td_loss.backward()
+    average_gradients(params)
+    grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
+    optimizer.step()
+    agent.updates += 1
+    if agent.updates.item() % args.target_interval == 0:
         agent.update_target(args.tau)
     return torch.stack([td_loss, q.mean(), grad_norm]).detach()
 
 
-def update(agent, optimizer, replay, lr, args):
-    """Take G gradient steps on replayed transitions; returns metrics, which are None until learning starts."""
-    names, means = ("td_loss", "q_value", "grad_norm"), [None] * 3
-    if len(replay) >= args.learning_starts:
-        batches = replay.sample(args, agent.reward_norm)
-        rows = [td_step(agent, optimizer, batch, lr, args) for batch in batches]
-        means = torch.stack(rows).mean(0).tolist()
-    return dict(zip(names, means))
+def update(agent, optimizer, replay, args):
+    """Take G gradient steps on replayed transitions; returns metrics, None until learning starts."""
+    names = "td_loss", "q_value", "grad_norm"
+    if len(replay) < args.learning_starts:
+        return dict.fromkeys(names)
+    batches = replay.sample(args, agent.reward_norm)
+    rows = [td_step(agent, optimizer, batch, args) for batch in batches]
+    return dict(zip(names, torch.stack(rows).mean(0).tolist()))
 
 
 def collect(agent, envs, obs, num_steps, epsilon):
-    """Take T epsilon-greedy steps in each of N environments, from observations obs [N, *obs].
-
-    Returns the rollout, in main memory, and the observations to continue from.
-    """
+    """Take T epsilon-greedy steps in each of N environments; returns a Rollout and the last obs."""
     shape, steps = (num_steps, envs.num_envs), []
     explore = (torch.rand(shape) < epsilon).numpy()
     random_act = torch.randint(int(envs.single_action_space.n), shape).numpy()
@@ -166,24 +178,29 @@ def collect(agent, envs, obs, num_steps, epsilon):
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act, rew, next_obs, terminated, done))
-        # Autoreset is off, so next_obs is the true successor. Reset only the environments whose episode ended.
+        # Autoreset is off, so next_obs is the true successor. Reset only where an episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
     return Rollout(*[to_tensor(column, "cpu") for column in zip(*steps)]), obs
 
 
 def train(args):
-    """Train an agent and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
-    envs, device = setup(args)
+    """Train an agent and return it; its files are in the run's folder. Raises InputError."""
+    device, envs = setup_torch(args), make_envs(args)
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, args).to(device)
-    optimizer = Adam(agent.parameters(), args)
-    replay, obs = ReplayBuffer(envs.single_observation_space, args), None
-    with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:  # at the end: save, then evaluate
-        for progress in run.rollouts():  # fraction of --total-timesteps used so far; report advances it
-            if run.checkpoint_due:
-                replay.mark_reset()
-            obs = run.checkpoint_if_due(obs)  # at first and at each checkpoint, resets all environments
-            lr = args.learning_rate * (1 - progress if args.anneal_lr else 1)
-            epsilon = np.interp(progress, [0, args.exploration_fraction], [args.epsilon_start, args.epsilon_end])
+    learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
+    optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
+    replay = ReplayBuffer(envs.single_observation_space, args)
+    with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
+        while run.step + run.rollout_steps <= args.total_timesteps:
+            if run.checkpoint_due:  # also at first
+                replay.end_episodes()
+                run.save()
+                obs = run.reset()  # as at the start of a resumed run, so that both go on alike
+            progress = run.step / args.total_timesteps
+            decay = 1 - progress if args.anneal_lr else 1
+            optimizer.param_groups[0]["lr"] = learning_rate * decay
+            epsilons = args.epsilon_start, args.epsilon_end
+            epsilon = np.interp(progress, [0, args.exploration_fraction], epsilons)
 
             # Collect T steps in each of N environments with the epsilon-greedy policy.
             rollout, obs = collect(agent, envs, obs, args.num_steps, epsilon)
@@ -191,124 +208,130 @@ def train(args):
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)
 
-            # Update by G gradient steps on replayed transitions.
-            metrics = update(agent, optimizer, replay, lr, args)
-            run.report(rollout, metrics | {"epsilon": epsilon})
+            # Improve by G gradient steps on replayed transitions.
+            metrics = update(agent, optimizer, replay, args)
+            run.report(rollout, metrics | {"epsilon": epsilon})  # counts the steps
     return agent
 
 
-# From here on: the replay buffer and the network, then code shared with vpg.py, a2c.py, trpo.py and ppo.py.
+# From here on: the replay buffer and the network, then what all scripts share.
+
+MAX_SAVED_BYTES = 2**30  # a larger replay buffer is not saved in checkpoints
+RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
+WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 
 
-class ReplayBuffer(nn.Module):
-    """A ring buffer of transitions. N environments take turns: the next step of one stands N places further on.
+class ReplayBuffer:
+    """The latest transitions, unscaled, in main memory; next_obs is always the true successor.
 
-    Observations and rewards are stored unscaled. next_obs is the true successor, even at the end of an episode. The
-    buffer stays in main memory; raises InputError if it does not fit there. It is a module for its state_dict; columns
-    are NumPy views of the module's tensors, because NumPy is faster at the many small operations of a batch.
+    N environments take turns: the next step of one stands N places further on.
     """
 
     def __init__(self, obs_space, args):
-        super().__init__()
-        self.num_envs, self.size = args.num_envs, args.buffer_size // args.num_envs * args.num_envs
-        obs = torch.uint8 if obs_space.dtype == np.uint8 else torch.float32, obs_space.shape
-        number, flag = (torch.float32, ()), (torch.bool, ())
-        types = Rollout(obs, (torch.int64, ()), number, obs, flag, flag)
-        needed = self.size * sum(dtype.itemsize * math.prod(shape) for dtype, shape in types)
-        memory = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if needed > memory:
-            sizes = f"{needed / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.1f} GiB per worker"
-            raise InputError(f"--buffer-size {args.buffer_size}: needs {sizes}")
-        saved = needed <= MAX_SAVED_BUFFER_BYTES
+        self.num_envs, self.count = args.num_envs, 0  # count: transitions ever added
+        self.size = args.buffer_size // args.num_envs * args.num_envs
+        obs_type = np.uint8 if obs_space.dtype == np.uint8 else np.float32
+
+        def column(dtype, shape=()):
+            return np.full((self.size, *shape), 0, dtype)  # takes its memory now, not later
+
+        obs, next_obs = column(obs_type, obs_space.shape), column(obs_type, obs_space.shape)
+        act, rew = column(np.int64), column(np.float32)
+        self.columns = Rollout(obs, act, rew, next_obs, column(bool), column(bool))
+        size = sum(column.nbytes for column in self.columns)
+        self.saved = size <= MAX_SAVED_BYTES
         if RANK == 0:
-            note = "" if saved else "; not saved in checkpoints: a resumed run starts with an empty one"
-            print(f"replay buffer: {needed / 2**20:,.1f} MiB{note}", file=sys.stderr)
-        for name, (dtype, shape) in types._asdict().items():
-            self.register_buffer(name, torch.zeros(self.size, *shape, dtype=dtype), persistent=saved)
-        self.register_buffer("count", torch.tensor(0), persistent=saved)  # transitions ever added
-        self.columns = Rollout(*[getattr(self, name).numpy() for name in Rollout._fields])
+            note = "" if self.saved else ", not in checkpoints: a resumed run starts without it"
+            print(f"replay buffer: {size / 2**20:,.1f} MiB{note}", file=sys.stderr)
 
     def __len__(self):
-        return min(int(self.count), self.size)
+        return min(self.count, self.size)
+
+    def state_dict(self):
+        columns = {name: torch.from_numpy(x[: len(self)]) for name, x in self.columns._asdict().items()}
+        return columns | {"count": self.count} if self.saved else {}
+
+    def load_state_dict(self, saved):
+        self.count = saved.get("count", 0)
+        for name, x in self.columns._asdict().items():
+            x[: len(self)] = saved.get(name, x[: len(self)])
 
     def add(self, rollout):
-        """Store a rollout."""
+        """Store a rollout [T, N]."""
         columns = [x.flatten(0, 1).numpy() for x in rollout]
-        index = (int(self.count) + np.arange(len(columns[0]))) % self.size
-        for column, new in zip(self.columns, columns, strict=True):
+        index = (self.count + np.arange(len(columns[0]))) % self.size
+        for column, new in zip(self.columns, columns):
             column[index] = new
-        self.count.add_(len(index))
+        self.count += len(index)
 
-    def mark_reset(self):
+    def end_episodes(self):
         """Cut all episodes at their newest transition: the environments are about to be reset."""
-        newest = int(self.count) - 1 - np.arange(self.num_envs)
+        newest = self.count - 1 - np.arange(self.num_envs)
         self.columns.done[newest % self.size] = True
 
     def sample(self, args, reward_norm):
-        """G batches, drawn uniformly. A sample spans n steps, or fewer if the episode or what is stored ends before."""
+        """G batches, drawn uniformly; n steps each, or fewer where an episode or the buffer ends."""
         obs, act, rew, next_obs, terminated, done = self.columns
-        count = int(self.count)  # also the number of the next transition
-        first = count - 1 - torch.randint(len(self), (args.gradient_steps, args.batch_size)).numpy()
-        step = first[..., None] + self.num_envs * np.arange(args.n_step)  # [G, B, n], all of one environment
-        end = done[step % self.size] | (step + self.num_envs >= count)  # what follows is not used
-        rew = (rew[step % self.size] / reward_norm.std.item()).clip(-10, 10)
+        start = torch.randint(len(self), (args.gradient_steps, args.batch_size)).numpy()
+        first = self.count - 1 - start
+        step = first[..., None] + self.num_envs * np.arange(args.n_step)  # [G, B, n]
+        end = done[step % self.size] | (step + self.num_envs >= self.count)  # nothing follows
+        rew = reward_norm(to_tensor(rew[step % self.size], reward_norm.std.device)).numpy(force=True)
         ret, steps = n_step_return(rew, end, args.gamma)
 
         last = (first + self.num_envs * (steps - 1)) % self.size
         first = first % self.size
         columns = obs[first], act[first], ret, next_obs[last], terminated[last], args.gamma**steps
-        columns = [to_tensor(column, reward_norm.std.device) for column in columns]  # [G, B, ...] each
+        columns = [to_tensor(column, reward_norm.std.device) for column in columns]  # [G, B, ...]
         return [Batch(*batch) for batch in zip(*columns)]
 
 
-RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
-WORKERS = int(os.environ.get("WORLD_SIZE", 1))
-LIMITS |= {"seed": (0, 2**32), "hidden_sizes": (1, 10_000)}
-LIMITS |= {"batch_size": (1, 100_000), "n_step": (1, 1_000)}
-
-
 class RunningNorm(nn.Module):
-    """Subtracts the running mean over all workers; divides by the standard deviation, but uint8 observations by 255.
+    """Subtracts the running mean, divides by the running standard deviation and clips at 10.
 
-    If the mean stayed in, what all images share would dominate the gradient, which can turn ReLUs off for good.
+    Of uint8 images, it only subtracts the mean, whose gradient would swamp the rest and can turn
+    ReLUs off for good, and divides by 255.
     """
 
-    def __init__(self, shape):
+    def __init__(self, shape, enabled):
         super().__init__()
+        self.enabled = enabled
         self.mean = nn.Buffer(torch.zeros(shape))  # buffers are part of the state_dict
         self.var = nn.Buffer(torch.ones(shape))
         self.std = nn.Buffer(torch.ones(shape))
         self.count = nn.Buffer(torch.tensor(0))
 
     def update(self, x):
-        """Include x [B, *shape] in the statistics (Chan et al. 1979, formulas to combine variances)."""
-        var, shift = torch.var_mean(x.float() - self.mean, 0, correction=0)
-        if WORKERS > 1:
-            own, shift = shift, all_mean(shift.clone())
-            var = all_mean(var + (shift - own) ** 2)
-        self.count.add_(len(x))
-        weight = len(x) / self.count.item()
-        self.var.lerp_(var + (1 - weight) * shift**2, weight)
-        self.mean.add_(weight * shift)
-        self.std.copy_((self.var + 1e-8).sqrt())
+        """Include x [B, *shape] of all workers (Chan et al. 1979, how to combine variances)."""
+        if self.enabled:
+            x = x.float() - self.mean
+            shift = all_mean(x.mean(0))
+            var = all_mean((x - shift).square().mean(0))
+            self.count += len(x)
+            weight = len(x) / self.count.item()
+            self.var.lerp_(var + (1 - weight) * shift**2, weight)
+            self.mean += weight * shift
+            self.std.copy_((self.var + 1e-8).sqrt())
 
     def forward(self, x):
-        if x.dtype == torch.uint8:
+        if x.dtype == torch.uint8 and self.mean.ndim == 3:
             return (x - self.mean) / 255
-        return ((x.float() - self.mean) / self.std).clamp(-10, 10)
+        if self.enabled:
+            return ((x.float() - self.mean) / self.std).clamp(-10, 10)
+        return x.float()
 
 
 class RewardNorm(RunningNorm):
-    """Divides rewards by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
+    """Divides by the standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
 
-    The divisor is at least a fifth of the mean absolute value of the latest rewards. Otherwise rewards that hardly
-    vary, as in episodes of one step, would all be clipped and look the same.
+    The divisor is at least a fifth of the mean absolute value of the latest rewards. Otherwise
+    rewards that hardly vary, as in episodes of one step, would all be clipped and look the same.
     """
 
-    ret = 0  # discounted sum of past rewards in each environment; 0 when episodes start
+    ret = 0  # discounted sum of past rewards in each environment; Run.reset sets it to 0
 
     def update(self, rew, done, gamma):
-        """Include a rollout's rewards [T, N] in the statistics."""
+        """Include a rollout's rewards [T, N]."""
         rets = []
         for r, d in zip(rew.numpy(force=True), done.numpy(force=True)):
             rets.append(r + gamma * self.ret)
@@ -317,30 +340,7 @@ class RewardNorm(RunningNorm):
         self.std.clamp_(min=all_mean(rew.abs().mean()) / 5)
 
     def forward(self, rew):
-        return (rew / self.std).clamp(-10, 10)
-
-
-class MLP(nn.Sequential):
-    """Fully connected layers with tanh between them: [..., features] -> [..., out]."""
-
-    def __init__(self, *layers):
-        super().__init__(*layers)
-        # Calling the layers themselves would nearly double the time.
-        self.params = [(layer.weight, layer.bias) for layer in layers]
-
-    def forward(self, x):
-        for weight, bias in self.params[:-1]:
-            x = nn.functional.linear(x, weight, bias).tanh()
-        return nn.functional.linear(x, *self.params[-1])
-
-
-class ConvNet(nn.Sequential):
-    """Layers for images with one or more leading dimensions: [..., C, H, W] -> [..., features]."""
-
-    def forward(self, x):
-        images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # on a CPU, a third less time
-        features = super().forward(images)
-        return features.unflatten(0, x.shape[:-3])
+        return (rew / self.std).clamp(-10, 10) if self.enabled else rew
 
 
 def orthogonal(layer, gain=2**0.5):
@@ -349,25 +349,28 @@ def orthogonal(layer, gain=2**0.5):
     return layer
 
 
-def network(shape, hidden_sizes, out, gain):
-    """Fully connected tanh layers for vectors; the convolutional network of Mnih et al. (2015) for images [C, H, W]."""
-    if len(shape) == 3:
-        layers = [orthogonal(nn.Conv2d(shape[0], 32, 8, 4)), nn.ReLU()]
-        layers += [orthogonal(nn.Conv2d(32, 64, 4, 2)), nn.ReLU()]
-        layers += [orthogonal(nn.Conv2d(64, 64, 3, 1)), nn.ReLU()]
-        body = ConvNet(*layers, nn.Flatten())
-        features = body(torch.zeros(1, *shape)).shape[1]
-        hidden = orthogonal(nn.Linear(features, 512))
-        head = orthogonal(nn.Linear(512, out), gain)
-        return nn.Sequential(body, hidden, nn.ReLU(), head)
+def feature_layers(shape, hidden_sizes):
+    """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
     layers, size = [], shape[0]
+    if len(shape) == 3:
+        for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
+            layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
+            size = channels
+        layers.append(nn.Flatten())
+        size = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+        return [*layers, orthogonal(nn.Linear(size, 512)), nn.ReLU()], 512
     for hidden in hidden_sizes:
-        layers.append(orthogonal(nn.Linear(size, hidden)))
+        layers += [orthogonal(nn.Linear(size, hidden)), nn.Tanh()]
         size = hidden
-    return MLP(*layers, orthogonal(nn.Linear(size, out), gain))
+    return layers, size
 
 
-ACTIONS = (spaces.Discrete,)  # the action spaces that QNetwork supports
+def network(shape, hidden_sizes, out, gain):
+    layers, size = feature_layers(shape, hidden_sizes)
+    return nn.Sequential(*layers, orthogonal(nn.Linear(size, out), gain))
+
+
+ACTIONS = (spaces.Discrete,)  # the supported action spaces
 
 
 class QNetwork(nn.Module):
@@ -375,10 +378,11 @@ class QNetwork(nn.Module):
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
-        self.obs_norm, self.reward_norm = RunningNorm(obs_space.shape), RewardNorm(())
+        self.obs_norm = RunningNorm(obs_space.shape, args.norm_obs)
+        self.reward_norm = RewardNorm((), args.norm_reward)
+        self.images = len(obs_space.shape) == 3
         self.network = network(obs_space.shape, args.hidden_sizes, int(act_space.n), 1)
         self.target = deepcopy(self.network).requires_grad_(False)
-        self.pairs = list(zip(self.target.parameters(), self.network.parameters()))
         self.updates = nn.Buffer(torch.tensor(0))  # gradient steps so far
 
     @property
@@ -396,7 +400,7 @@ class QNetwork(nn.Module):
     @torch.no_grad()
     def update_target(self, tau):
         """Move the target network by the fraction tau of its distance from the network."""
-        for slow, fast in self.pairs:
+        for slow, fast in zip(self.target.parameters(), self.network.parameters()):
             slow.lerp_(fast, tau)
 
     @torch.no_grad()
@@ -406,27 +410,32 @@ class QNetwork(nn.Module):
 
 
 class InputError(ValueError):
-    """Invalid flag, environment or checkpoint; the message names it and says what is accepted."""
+    """Wrong flag, environment or checkpoint; the message names it."""
 
 
-def make_env(env_id, **options):
-    """Environment with vector or [C, H, W] observations; bounded actions are rescaled to [-1, 1]. Raises InputError."""
+def make_env(env_id, env_kwargs="{}", **options):
+    """Environment with vector or [C, H, W] observations and actions in [-1, 1] or counted from 0.
+
+    env_kwargs (JSON) and options go to gymnasium.make. Raises InputError.
+    """
     try:
+        options |= json.loads(env_kwargs)
         if env_id.startswith("ALE/"):
             env = gym.make(f"ale_py:{env_id}", frameskip=1, **options)
             env = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(env), 4)
         else:
             env = gym.make(env_id, **options)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        hint = ' For Atari: pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
-        raise InputError(f"--env-id {env_id}: {error}{hint}") from error
-    if env.spec.max_episode_steps is None:
-        env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; without one, an episode might never end
-    obs = env.observation_space
+        flattenable = env.observation_space.is_np_flattenable
+    except (gym.error.Error, ImportError, NotImplementedError, TypeError, ValueError) as error:
+        hint = '; pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
+        raise InputError(f"--env-id {env_id} --env-kwargs {env_kwargs}: {error}{hint}") from error
     act = env.action_space
-    if not obs.is_np_flattenable or not isinstance(act, ACTIONS):
-        accepted = f"{', '.join(space.__name__ for space in ACTIONS)} actions and observations that can be flattened"
-        raise InputError(f"--env-id {env_id}: {act} actions and {obs} observations; supported are {accepted}")
+    integers = isinstance(act, spaces.Box) and act.dtype.kind != "f"
+    if integers or not flattenable or not isinstance(act, ACTIONS):
+        found = f"{act} actions with {env.observation_space} observations"
+        raise InputError(f"--env-id {env_id}: {found} are not supported")
+    if env.spec.max_episode_steps is None:
+        env = wrappers.TimeLimit(env, 27_000)  # Atari's limit; an episode might never end
     return wrap_actions(wrap_observations(env))
 
 
@@ -434,8 +443,14 @@ def wrap_observations(env):
     """Images become [C, H, W], all other observations vectors."""
     space = env.observation_space
     shape = space.shape if isinstance(space, spaces.Box) else ()
-    if len(shape) != 3 or sorted(shape)[1] < 36:  # the shorter side is too short for the convolutions
-        return env if len(shape) == 1 else wrappers.FlattenObservation(env)
+    if len(shape) == 2 and space.dtype == np.uint8:  # a gray image
+        shape = (1, *shape)
+        env = wrappers.ReshapeObservation(env, shape)
+    if len(shape) != 3 or sorted(shape)[1] < 36:  # the convolutions need 36 x 36 pixels
+        env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
+        if (size := env.observation_space.shape[0]) > 5_000:
+            gym.logger.warn(f"not a single image, so {size:,} numbers for tanh layers: {space}")
+        return env
     if shape[0] < shape[2]:  # the channels come first already
         return env
     low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
@@ -446,108 +461,69 @@ def wrap_observations(env):
 def wrap_actions(env):
     """Bounded Box actions become [-1, 1]; Discrete and MultiDiscrete actions count from 0."""
     space = env.action_space
-    if isinstance(space, spaces.Box) and space.dtype.kind != "f":
-        raise InputError(f"--env-id {env.spec.id}: {space} actions; supported are boxes of floats, or MultiDiscrete")
     if not isinstance(space, spaces.Box):
-        return wrappers.TransformAction(env, lambda act: act + space.start, space) if np.any(space.start) else env
-    # Clipped after rescaling, which may exceed a bound by a rounding error. ClipAction would remove the bounds.
+        shifted = wrappers.TransformAction(env, lambda act: act + space.start, space)
+        return shifted if np.any(space.start) else env
+    # Clip after rescaling, which may round beyond a bound. ClipAction would remove the bounds.
     env = wrappers.TransformAction(env, lambda act: np.clip(act, space.low, space.high), space)
     return wrappers.RescaleAction(env, -1, 1) if space.is_bounded() else env
 
 
 def make_envs(args):
     """N environments as one vector environment without autoreset."""
-    envs = [lambda: make_env(args.env_id)] * args.num_envs
-    if not args.async_envs:
-        return gym.vector.SyncVectorEnv(envs, autoreset_mode="Disabled")
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the new processes: they ignore Ctrl-C
-    envs = gym.vector.AsyncVectorEnv(envs, autoreset_mode="Disabled")
-    signal.signal(signal.SIGINT, handler)
+    vectorize = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
+    functions = [lambda: make_env(args.env_id, args.env_kwargs)] * args.num_envs
+    envs = vectorize(functions, autoreset_mode="Disabled")
+    envs._add_info = lambda infos, *_: infos  # not read here, and some cannot be merged
     return envs
 
 
 class Run:
-    """Folder, counters, checkpoints, metrics and evaluation of one run. Under torchrun, only worker 0 writes."""
+    """Folder, counters, checkpoints, metrics and evaluation of a run. Only worker 0 writes."""
 
-    def __init__(self, args, envs, **parts):
-        """parts: agent, optimizer and all else that a checkpoint must hold."""
-        self.args, self.envs = args, envs
-        self.agent, self.parts = parts["agent"], parts
-        self.step, self.seconds, self.metrics_size = 0, 0.0, 0
-        self.checkpoint_due = True
+    def __init__(self, args, envs, **parts):  # parts: agent, optimizer, all that checkpoints hold
+        self.args, self.envs, self.parts, self.agent = args, envs, parts, parts["agent"]
+        self.rollout_steps = args.num_envs * args.num_steps * WORKERS
         self.recent = deque(maxlen=20)  # (return, length) of the latest finished episodes
-        self.current = np.zeros((2, args.num_envs))  # return and length so far of the unfinished episodes
+        self.current = np.zeros((2, args.num_envs))  # return and length of the unfinished ones
+        self.step, self.seconds, self.metrics_size, self.checkpoint_due = 0, 0.0, 0, True
         if args.resume:
             self.restore(load(args.resume))
         self.start = time.perf_counter() - self.seconds
-        self.wandb = None
-        options = {"render_mode": "human" if args.render else "rgb_array"} if args.render or args.capture_video else {}
-        self.eval_env = make_env(args.env_id, **options)
-
-        env_id = args.env_id.replace("/", "-").replace(":", "-")
-        name = f"runs/{env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{name}-{os.urandom(3).hex()}".replace("/", "-").replace(":", "-")
+        resumed = Path(args.resume).parent if args.resume else Path("runs", name)
+        self.folder = Path(args.run_dir) if args.run_dir else resumed
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
-            try:
-                self.open_files()
-            except OSError as error:
-                raise InputError(f"--run-dir {self.folder}: {error}") from error
+            self.open_files()
 
     def restore(self, saved):
-        """Continue from a checkpoint."""
-        if saved["args"]["env_id"] != self.args.env_id:
-            raise InputError(f"--env-id {self.args.env_id}: the checkpoint is for {saved['args']['env_id']}")
-        for name, part in self.parts.items():
-            try:
+        try:
+            for name, part in self.parts.items():
                 part.load_state_dict(saved[name])
-            except Exception as error:
-                raise InputError(f"--resume {self.args.resume}: its {name} does not fit the flags") from error
-        self.step = saved["step"]
-        self.seconds = saved["seconds"]
-        self.metrics_size = saved["metrics_size"]
-        self.recent.extend(saved["recent"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"--resume {self.args.resume}: its {name} does not fit") from error
+        self.step, self.seconds, recent, self.metrics_size = saved["counters"]
+        self.recent.extend(recent)
 
     def open_files(self):
-        """Create the folder with args.json and metrics.csv, the progress bar and the Weights & Biases run."""
-        resume = self.args.resume
-        if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
-            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
-        if self.args.track:
-            self.start_tracking()
+        args, path = self.args, self.folder / "metrics.csv"
+        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
+        if path.exists() and path.stat().st_size and not resumed:
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
-        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
-        self.metrics.truncate()  # drop rows after the checkpoint
-        self.bar = tqdm(total=self.args.total_timesteps, initial=self.step, unit_scale=True, disable=None)
-
-    def start_tracking(self):
-        """Start a run at Weights & Biases. Raises InputError; does not wait for somebody to type an API key."""
-        stdin, sys.stdin = sys.stdin, None
-        try:
+        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+        self.metrics = open(path, "a", newline="")
+        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))
+        self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
+        if args.track:
             import wandb
 
-            config = vars(self.args)
-            self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=config)
-        except Exception as error:
-            raise InputError(f"--track: {error}; pip install wandb; wandb login or WANDB_MODE=offline") from error
-        finally:
-            sys.stdin = stdin
-
-    def track(self, method, *args, **kwargs):
-        """Call a method of the run at Weights & Biases, if there is one; after an error, continue without it."""
-        try:
-            if self.wandb:
-                getattr(self.wandb, method)(*args, **kwargs)
-        except Exception as error:
-            self.wandb = None
-            print(f"\n--track: no longer logging: {error}", file=sys.stderr)
+            self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=asdict(args))
 
     def __enter__(self):
-        # Join the other workers only after the optimizer is made. One of torch.optim in place of Adam would import
-        # torch._dynamo, which holds an existing process group to the end; Python then sometimes aborts at its exit.
-        if WORKERS > 1:
+        if WORKERS > 1:  # after the optimizer's import of torch._dynamo, which may abort the exit
             torch.distributed.init_process_group()
         return self
 
@@ -555,81 +531,55 @@ class Run:
         if exc_type in (None, KeyboardInterrupt):
             self.save()
         if exc_type is KeyboardInterrupt and RANK == 0:
-            print(f"\nstopped at step {self.step}; continue with --resume {self.checkpoint}", file=sys.stderr)
+            print(f"\nstopped; continue with --resume {self.checkpoint}", file=sys.stderr)
         self.envs.close(terminate=True)  # without waiting for a step that has not ended
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
         if exc_type is None and RANK == 0:
             self.finish()
 
-    def rollouts(self):
-        """Yield the fraction of the budget used so far, as long as another rollout of T steps fits."""
-        args = self.args
-        rollout = args.num_steps * args.num_envs * WORKERS
-        while self.step + rollout <= args.total_timesteps:
-            yield self.step / args.total_timesteps
+    def reset(self):
+        """Seed torch and reset the environments as (seed, step) says; returns obs [N, *obs].
 
-    def checkpoint_if_due(self, obs):
-        """Save if due; reset all environments if due or if obs is None. Returns the observations to act on."""
-        if self.checkpoint_due:
-            self.save()
-        elif obs is not None:
-            return obs
-        # The states of random generators and environments are not saved. Reset both here and in a resumed run alike.
+        So the states of random generators and environments need not be saved.
+        """
         sequence = np.random.SeedSequence((self.args.seed, self.step, RANK))
         torch_seed, *env_seeds = sequence.generate_state(1 + self.args.num_envs).tolist()
         torch.manual_seed(torch_seed)
-        self.current[:] = 0
-        self.agent.reward_norm.ret = 0
+        self.current[:] = self.agent.reward_norm.ret = 0
         self.checkpoint_due = False
         return self.envs.reset(seed=env_seeds)[0]
 
     def save(self):
         if RANK == 0:
-            saved = {name: part.state_dict() for name, part in self.parts.items()} | {
-                "format": CHECKPOINT,
-                "args": vars(self.args),
-                "step": self.step,
-                "seconds": self.seconds,
-                "recent": list(self.recent),
-                "metrics_size": self.metrics.tell(),
-            }
-            try:
-                torch.save(saved, f"{self.checkpoint}.new")
-            except RuntimeError as error:  # torch does not say why
-                raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
-            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
+            saved = {name: part.state_dict() for name, part in self.parts.items()}
+            saved["args"] = asdict(self.args)
+            saved["counters"] = self.step, self.seconds, list(self.recent), self.metrics.tell()
+            torch.save(saved, f"{self.checkpoint}.new")
+            os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic: one is always whole
 
     def report(self, rollout, metrics):
-        """Count a rollout's steps and episodes and write a row of metrics. Raises FloatingPointError."""
-        rew, done = rollout.rew.numpy(force=True), rollout.done.numpy(force=True)
-        for r, d in zip(rew, done):
+        """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
+        for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
             self.current[0] += r
             self.current[1] += 1
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
-        steps = rew.size * WORKERS
+        steps = rollout.rew.numel() * WORKERS
+        interval = self.args.checkpoint_every * self.args.num_envs * WORKERS
         self.step += steps
         self.seconds = time.perf_counter() - self.start
-        self.checkpoint_due = self.step % self.args.checkpoint_every < steps  # it has just passed a multiple
-
+        self.checkpoint_due = self.step % interval < steps  # it has just passed a multiple
         ret, length = np.mean(self.recent, 0).tolist() if self.recent else (None, None)
-        row = {
-            "global_step": self.step,
-            "episodic_return": ret,
-            "episodic_length": length,
-            "steps_per_second": self.step / self.seconds,
-            "seconds": self.seconds,
-            **metrics,
-        }
-        numbers = {name: number for name, number in row.items() if number is not None}
-        # The smallest number plus the largest is not finite if any is not; a sum over images would take long.
-        extremes = zip(["observation", "action", "reward", "observation"], (sum(x.aminmax()) for x in rollout))
-        for name, number in [*extremes, *numbers.items()]:
-            if not math.isfinite(number):
-                hint = f"check the environment; try a smaller --learning-rate; last good checkpoint: {self.checkpoint}"
-                raise FloatingPointError(f"{name} is {number:g} at step {self.step}; {hint}")
+        row = {"global_step": self.step, "episodic_return": ret, "episodic_length": length}
+        row |= {"steps_per_second": self.step / self.seconds, "seconds": self.seconds} | metrics
+        norms = {"observations": self.agent.obs_norm, "rewards": self.agent.reward_norm}
+        numbers = {name: norm.var.sum().item() for name, norm in norms.items()} | row
+        wrong = [name for name, x in numbers.items() if x is not None and not math.isfinite(x)]
+        if wrong:
+            hint = f"a smaller --learning-rate may help; last good checkpoint: {self.checkpoint}"
+            raise FloatingPointError(f"{wrong} not finite at step {self.step}; {hint}")
         if RANK == 0:
             writer = csv.DictWriter(self.metrics, row)
             if self.metrics.tell() == 0:
@@ -638,35 +588,40 @@ class Run:
             self.metrics.flush()
             self.bar.set_postfix({"return": ret}, refresh=False)
             self.bar.update(steps)
-        self.track("log", numbers, step=self.step)
+            if self.args.track:
+                self.wandb.log(row, step=self.step)
 
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
         args = self.args
-        self.bar.total = self.step  # the budget need not be a whole number of rollouts
         self.bar.close()
-        if args.capture_video:
-            self.eval_env = wrappers.RecordVideo(self.eval_env, f"{self.folder}/videos", lambda episode: True)
-        returns = evaluate(self.agent, self.eval_env, args.eval_episodes, args.seed)
-        result = {
-            "mean": np.mean(returns),
-            "std": np.std(returns),
-            "episodes": len(returns),
-            "returns": returns,
-            "global_step": self.step,
-            "seconds": self.seconds,
-        }
-        (self.folder / "eval.json").write_text(json.dumps(result, indent=2))
-        self.track("log", {"eval": result}, step=self.step)
-        self.track("finish")
-        print(f"eval: {result['mean']:.1f} +- {result['std']:.1f} over {len(returns)} episodes ({self.folder})")
+        self.metrics.close()
+        if args.eval_episodes:
+            mode = "human" if args.render else "rgb_array" if args.capture_video else None
+            env = make_env(args.env_id, args.env_kwargs, render_mode=mode)
+            if args.capture_video:
+                env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
+            returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
+            mean, std, n = np.mean(returns), np.std(returns), len(returns)
+            result = {"mean": mean, "std": std, "episodes": n, "returns": returns}
+            result |= {"global_step": self.step, "seconds": self.seconds}
+            (self.folder / "eval.json").write_text(json.dumps(result, indent=2))
+            form = ".1f" if abs(mean) >= 1 else ".3g"
+            print(f"eval: {mean:{form}} +- {std:{form}} over {n} episodes ({self.folder})")
+            if args.track:
+                self.wandb.log({"eval": result}, step=self.step)
+        if args.track:
+            self.wandb.finish()
+
+
+BAR = {"mininterval": 0.1 if sys.stderr.isatty() else 30}  # in a log file, a line now and then
 
 
 def evaluate(agent, env, episodes, seed):
     """List of the undiscounted, unscaled returns of episodes with greedy actions."""
     seeds = np.random.SeedSequence(seed, spawn_key=(1,))  # not the seeds of training
     returns = []
-    for episode_seed in seeds.generate_state(episodes).tolist():
+    for episode_seed in tqdm(seeds.generate_state(episodes).tolist(), "evaluation", **BAR):
         obs, ret, done = env.reset(seed=episode_seed)[0], 0.0, False
         while not done:
             act = agent.act([obs], greedy=True)[0]
@@ -678,123 +633,84 @@ def evaluate(agent, env, episodes, seed):
 
 
 def all_mean(x):
-    """Average a tensor over torchrun's workers, in place; returns it."""
+    """Mean of a tensor over torchrun's workers."""
     if WORKERS > 1:
+        x = x / WORKERS
         torch.distributed.all_reduce(x)
-        x /= WORKERS
     return x
 
 
-class Adam(nn.Module):
-    """Adam (Kingma and Ba 2015, Algorithm 1), on gradients that are averaged over workers and clipped to a norm.
-
-    torch.optim.Adam with eps=1e-5 takes the same steps, but three times as long, and 0.8 s to create. Here all
-    parameters become views of one vector and their gradients of another, so that one operation serves all layers.
-    Convolutional networks take a quarter of each step: a unit has more inputs, and the changes of its weights add up.
-    """
-
-    def __init__(self, params, args):
-        super().__init__()
-        self.max_grad_norm = args.max_grad_norm
-        params = [param for param in params if param.requires_grad]
-        self.lr_scale = 0.25 if any(param.ndim == 4 for param in params) else 1
-        self.vector = nn.utils.parameters_to_vector(params).detach()
-        nn.utils.vector_to_parameters(self.vector, params)  # replaces their data by views
-        self.grad = torch.zeros_like(self.vector)
-        for param, grad in zip(params, self.grad.split([param.numel() for param in params])):
-            param.grad = grad.view_as(param)
-        self.mean = nn.Buffer(torch.zeros_like(self.vector))  # running averages of the gradient and of its square
-        self.square = nn.Buffer(torch.zeros_like(self.vector))
-        self.steps = nn.Buffer(torch.zeros_like(self.vector[0]))
-
-    @torch.no_grad()
-    def step(self, loss, lr):
-        """Take a step on loss with learning rate lr; returns the norm of the gradient before clipping."""
-        self.grad.zero_()
-        loss.backward()  # adds to the views of self.grad
-        grad = all_mean(self.grad)
-        norm = grad.norm()
-        grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
-        self.steps.add_(1)
-        self.mean.lerp_(grad, 1 - 0.9)
-        self.square.lerp_(grad**2, 1 - 0.999)
-        mean = self.mean / (1 - 0.9**self.steps)  # corrects the bias toward the initial 0
-        square = self.square / (1 - 0.999**self.steps)
-        self.vector.sub_(self.lr_scale * lr * mean / (square.sqrt() + 1e-5))
-        return norm
+def average_gradients(params):
+    """Average gradients over torchrun's workers, in one message."""
+    if WORKERS > 1:
+        grads = [param.grad for param in params if param.grad is not None]
+        mean = all_mean(nn.utils.parameters_to_vector(grads))
+        nn.utils.vector_to_parameters(mean, grads)
 
 
 def to_tensor(arrays, device):
     """One array, or several of one shape, as one tensor; float64 becomes float32."""
-    array = np.asarray(arrays)
-    return torch.as_tensor(array.astype(np.float32) if array.dtype == np.float64 else array, device=device)
+    x = torch.as_tensor(np.asarray(arrays), device=device)
+    return x.float() if x.dtype == torch.float64 else x
 
 
-def check_limits(args):
-    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
-    for name, value in vars(args).items():
-        default = getattr(Args, name)
-        if isinstance(default, (str, bool)) or value is None:
-            continue
-        whole = isinstance(default, (int, tuple))
-        low, high = LIMITS.get(name, (int(whole), math.inf))
-        if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
-            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
-
-
-def setup(args):
-    """Check the flags, seed torch, make the environments; returns envs and device. Raises InputError."""
-    check_limits(args)
-    rollout = args.num_envs * args.num_steps * WORKERS
-    if args.total_timesteps < rollout:
-        raise InputError(f"--total-timesteps {args.total_timesteps}: must be at least one rollout, {rollout} steps")
-    check_batch(args)
-    if args.render and args.capture_video:
-        raise InputError("--render: cannot be combined with --capture-video")
-    if args.capture_video and not find_spec("moviepy"):
-        raise InputError("--capture-video: needs moviepy; pip install moviepy")
+def setup_torch(args):
+    """Seed torch and set its number of threads; returns the device. Raises InputError."""
+    several_gpus = args.device == "cuda" and WORKERS > 1
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if several_gpus else args.device
     try:
-        local = f":{os.environ['LOCAL_RANK']}" if args.device == "cuda" and WORKERS > 1 else ""
-        device = torch.zeros(1, device=args.device + local).device  # fails if there is no such device
+        torch.zeros(1, device=device)  # fails if there is no such device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(args.seed)  # equal initial weights in all workers; checkpoint_if_due reseeds each differently
-    return make_envs(args), device
+    torch.manual_seed(args.seed)  # equal first weights in all workers
+    return device
+
+
+def restore_flags(args):
+    """Take the flags that were not given from the checkpoint of --resume, if there is one."""
+    if args.resume:
+        kept = {"resume", "run_dir", "render", "capture_video"} | args.given.keys()
+        saved = load(args.resume)["args"]
+        vars(args).update({name: saved[name] for name in saved.keys() - kept})
+
+
+def check_flags(args, own):
+    """Raise InputError if one of a script's own flags, or of the shared ones, is not positive."""
+    for name in [*own.split(), "num_envs", "learning_rate", "checkpoint_every"]:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be positive")
+    rollout = args.num_envs * args.num_steps * WORKERS
+    if args.total_timesteps < rollout:
+        raise InputError(f"--total-timesteps {args.total_timesteps}: a rollout has {rollout} steps")
 
 
 def load(path):
     """Contents of a checkpoint of this script. Raises InputError for any other file."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
-        found = saved["format"]
+    try:  # weights_only refuses files that run code
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        flags = saved["args"].keys()
     except Exception as error:
         raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
-    if found != CHECKPOINT:
-        raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
+    if flags != Args.__dataclass_fields__.keys():
+        raise InputError(f"--resume {path}: a checkpoint of another script or version")
     return saved
 
 
 def main():
-    """Command line. Exit status: 2 invalid input, 1 numbers that are not finite or a full disk, 130 Ctrl-C."""
+    """Command line. Exit status: 2 wrong input, 1 numbers that are not finite, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", default="")  # read first: it sets the other defaults
     try:
-        args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # the checkpoint's flags, unless given again
-            new = {"resume": args.resume, "run_dir": "", "render": False, "capture_video": False}
-            try:
-                args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
-            except (KeyError, TypeError) as error:
-                raise InputError(f"--resume {args.resume}: flags of another version ({error})") from error
-        train(args)
+        default = Args(resume=parser.parse_known_args()[0].resume)
+        train(tyro.cli(Args, description=__doc__, default=default))
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if type(error) not in (InputError, FloatingPointError, OSError):  # subclasses of OSError come from environments
-            raise
+    except (InputError, FloatingPointError, OSError, gym.error.DependencyNotInstalled) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
 
 
 if __name__ == "__main__":
