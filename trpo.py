@@ -484,7 +484,7 @@ def make_env(env_id, env_kwargs="{}", **options):
         flattenable = env.observation_space.is_np_flattenable
     except (gym.error.Error, ImportError, NotImplementedError, TypeError, ValueError) as error:
         hint = '; pip install "gymnasium[atari]" opencv-python-headless' if "ALE/" in env_id else ""
-        raise InputError(f"--env-id {env_id} --env-kwargs {env_kwargs}: {error}{hint}") from error
+        raise InputError(f"--env-id {env_id}, --env-kwargs {env_kwargs}: {error}{hint}") from error
     act = env.action_space
     integers = isinstance(act, spaces.Box) and act.dtype.kind != "f"
     if integers or not flattenable or not isinstance(act, ACTIONS):
@@ -653,8 +653,9 @@ class Run:
         self.bar.close()
         self.metrics.close()
         if args.eval_episodes:
-            mode = "human" if args.render else "rgb_array" if args.capture_video else None
-            env = make_env(args.env_id, args.env_kwargs, render_mode=mode)
+            mode = "human" if args.render else "rgb_array" if args.capture_video else ""
+            options = {"render_mode": mode} if mode else {}
+            env = make_env(args.env_id, args.env_kwargs, **options)
             if args.capture_video:
                 env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
             returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
