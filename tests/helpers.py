@@ -23,6 +23,12 @@ VARIANTS |= {"ppo async-envs": ("ppo", {"async_envs": True})}
 VARIANTS |= {"ppo penalty": ("ppo", {"objective": "penalty"}), "vpg total-return": ("vpg", {"form": "total-return"})}
 VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000, "target_interval": 3}
 
+# The shortest runs that learn, save and end episodes: 10 rollouts, with checkpoints at steps 0, 128, 256 and 320.
+TINY = {"num_envs": 2, "num_steps": 16, "total_timesteps": 320, "checkpoint_every": 128, "eval_episodes": 1}
+TINY |= {"hidden_sizes": (8,)}
+TINY_RLHF = {"sft_steps": 4, "num_comparisons": 64, "reward_epochs": 2, "iterations": 2, "batch_size": 16}
+TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2, "checkpoint_every": 3}
+
 generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
@@ -155,3 +161,20 @@ def load(folder):
 
 def evaluation(folder):
     return json.loads((folder / "eval.json").read_text())
+
+
+def flatten(value, path=""):
+    """{path: leaf} of nested dictionaries and lists."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, x in items for key, leaf in flatten(x, f"{path}/{name}").items()}
+    return {path: value}
+
+
+def assert_same_end(folder, whole):
+    """Equal rows of metrics, and equal checkpoints to the bit, but for times and the folder's name."""
+    assert metrics(folder) == metrics(whole)
+    ours, theirs = flatten(load(folder)), flatten(load(whole))
+    assert ours.keys() == theirs.keys()
+    different = [key for key, x in ours.items() if not np.array_equal(x, theirs[key])]
+    assert set(different) <= {"/seconds", "/metrics_size", "/args/run_dir", "/args/resume"}
