@@ -8,6 +8,14 @@ import tests.environments  # noqa: F401  registers the probes
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
+ORDER = "learning probes shared vpg a2c trpo ppo dqn bandit tabular rlhf runs house".split()
+
+
+def pytest_collection_modifyitems(items):
+    """What the agents learn, the equations of each script, runs, the house: read from top to bottom, a specification."""
+    rank = {f"test_{name}": i for i, name in enumerate(ORDER)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(ORDER)))
+
 
 @pytest.fixture
 def spy(monkeypatch):
