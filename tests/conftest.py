@@ -12,7 +12,7 @@ ORDER = "learning probes shared vpg a2c trpo ppo dqn bandit tabular rlhf runs ho
 
 
 def pytest_collection_modifyitems(items):
-    """What the agents learn, the equations of each script, runs, the house: read from top to bottom, a specification."""
+    """The order of a specification: what is learned, the equations of each script, runs, the house."""
     rank = {f"test_{name}": i for i, name in enumerate(ORDER)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(ORDER)))
 
