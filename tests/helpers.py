@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,11 @@ VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size
 
 # The shortest runs that learn, save and end episodes: 10 rollouts, with checkpoints at steps 0, 128, 256 and 320.
 TINY = {"num_envs": 2, "num_steps": 16, "total_timesteps": 320, "checkpoint_every": 128, "eval_episodes": 1}
-TINY |= {"hidden_sizes": (8,)}
+TINY = {name: TINY | {"hidden_sizes": (8,)} for name in SCRIPTS}
+TINY["vpg"] |= {"value_epochs": 2}
+TINY["trpo"] |= {"value_epochs": 2}
+TINY["ppo"] |= {"update_epochs": 2, "num_minibatches": 2}
+TINY["dqn"] |= {"learning_starts": 50, "batch_size": 8, "buffer_size": 1_000, "target_interval": 3}
 TINY_RLHF = {"sft_steps": 4, "num_comparisons": 64, "reward_epochs": 2, "iterations": 2, "batch_size": 16}
 TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2, "checkpoint_every": 3}
 
@@ -91,6 +96,20 @@ class GradientDescent:
         return norm
 
 
+def update(module, agent, batch, args, lr=0.1, critic_lr=None, optimizer=GradientDescent):
+    """One update by vpg.py, a2c.py or ppo.py; returns the metrics."""
+    if module.__name__ == "ppo":
+        return module.update(agent, optimizer(agent.parameters(), args), make_penalty(), batch, lr, args)
+    optimizers = optimizer(policy_params(agent), args), optimizer(agent.critic.parameters(), args)
+    rates = (lr,) if module.__name__ == "vpg" else (lr, lr if critic_lr is None else critic_lr)
+    return module.update(agent, *optimizers, batch, *rates, args)
+
+
+def spy_learning_rates(module, spy):
+    """A list that gets the learning rate of each gradient step."""
+    return spy(module.Adam, "step", note=lambda optimizer, loss, lr: lr)
+
+
 def policy_params(agent):
     """All parameters but those of the critic."""
     return [p for name, p in agent.named_parameters() if not name.startswith("critic")]
@@ -131,7 +150,7 @@ def assert_same_agent(a, b):
 
 def command(*flags, script="ppo.py", **named):
     for name, value in named.items():
-        flag = name.replace("_", "-")
+        flag, value = name.replace("_", "-"), value[0] if isinstance(value, tuple) else value
         flags += (f"--{flag}={value}",) if not isinstance(value, bool) else (f"--{flag}" if value else f"--no-{flag}",)
     return [sys.executable, ROOT / script, *flags]
 
@@ -146,6 +165,24 @@ def train(folder, variant="ppo", **flags):
     name, more = VARIANTS[variant]
     module = importlib.import_module(name)
     return module.train(module.Args(run_dir=str(folder), **SHORT | more | flags))
+
+
+def train_tiny(folder, variant="ppo", **flags):
+    """Train an agent for 320 steps, in a tenth of a second."""
+    name, more = VARIANTS[variant]
+    module = importlib.import_module(name)
+    return module.train(module.Args(run_dir=str(folder), **more | TINY[name] | flags))
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "takes too long"
+        time.sleep(0.03)
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def metrics(folder):
