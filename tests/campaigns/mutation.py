@@ -3,21 +3,23 @@
 python -m tests.campaigns.mutation ppo dqn --jobs 4       all mutants of two scripts, four at a time
 python -m tests.campaigns.mutation ppo --only update gae  the mutants of these functions
 
-A mutant is the script with one token changed in a function above the fold (the comment "From here on ..."): an operator,
-a comparison, `and` and `or`, a dropped - or ~ or `not`, min and max, mean and sum, a constant. It is killed if a test of
-the script that is not slow fails, or does not end. Printed are the survivors and the score; the exit status is 1 if a
-score is below 95 %. Functions with the same text in ppo.py (gae, for one) are counted there alone: test_house.py makes
-sure that the text is the same. Each mutant runs in a fork of this process, which has imported torch once.
+A mutant is the script with one token changed in a function above the fold (the comment "From here on ..."): an
+operator, a comparison, `and` and `or`, a dropped - or ~ or `not`, min and max, mean and sum, a constant. It is killed if
+a test of the script that is not slow fails, or does not end. Printed are the survivors and the score; the exit status
+is 1 if a score is below 95 %. Functions with the same text in ppo.py (gae, for one) are counted there alone, because
+test_house.py makes sure that the text is the same. Each mutant runs in a fork of this process, which imports once.
 """
 
 import argparse
 import ast
 import itertools
+import keyword
 import os
 import re
 import signal
 import sys
 import time
+import tokenize
 import types
 from importlib import import_module
 from pathlib import Path
@@ -29,13 +31,13 @@ import torch
 ROOT = Path(__file__).parents[2]
 TESTS = {name: [f"test_{name}.py", "test_shared.py"] for name in ("vpg", "a2c", "trpo", "ppo", "dqn")}
 TESTS |= {name: [f"test_{name}.py"] for name in ("bandit", "tabular", "rlhf")}
+KEYWORDS = {*keyword.kwlist} - {"None"}
 OPTIONS = "-x -q --no-header -p no:cacheprovider -p no:faulthandler -m".split()
 
-PAIRS = ["+ -", "* /", "& |", "+= -=", "*= /=", "&= |=", "< >", "<= >=", "== !=", "and or"]
+PAIRS = ["+ -", "* /", "& |", "+= -=", "*= /=", "&= |=", "< >", "<= >=", "== !=", "and or", "True False"]
 PAIRS += ["min max", "amin amax", "minimum maximum", "argmin argmax", "mean sum"]
 SWAP = {one: other for pair in PAIRS for one, other in itertools.permutations(pair.split())}
-SWAP |= {"//": "*", "**": "*", "%": "*", "in": "not in", "not in": "in", "is": "is not", "is not": "is"}
-OPERATOR = re.compile(r"[^\s()#\w]+|is not|not in|\w+")
+SWAP |= {"//": "*", "**": "*", "%": "*"}
 
 # Mutants that compute the same: {script: {the changed line: why}}
 EQUIVALENT = {}
@@ -52,65 +54,44 @@ def functions(text):
     return found
 
 
-def walk(node):
-    """The expressions of a function in the order of the text, without annotations, decorators and f-strings."""
-    if hasattr(node, "lineno"):
-        yield node
-    negative = isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
-    for field, value in ast.iter_fields(node) if not negative else []:
-        for child in value if isinstance(value, list) else [value]:
-            skipped = isinstance(child, ast.JoinedStr) or field in ("annotation", "returns", "decorator_list")
-            if isinstance(child, ast.AST) and not skipped:
-                yield from walk(child)
+def operand_ends(token):
+    """Whether an operator after this token has a left side, so that - is a difference and * a product."""
+    if token.type == tokenize.OP:
+        return token.string in ")]}"
+    return token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING) and token.string not in KEYWORDS
 
 
-def changed_names(node, start, end, position):
-    """(start, end, new text) for a call, a constant or a sign; see changes."""
-    match node:
-        case ast.UnaryOp(operand=ast.Constant(value=value), op=ast.USub()):  # a negative number is one constant
-            yield start, end, str(1 - value if isinstance(value, int) else -2 * value)
-        case ast.UnaryOp():
-            yield start, start + (4 if isinstance(node.op, ast.Not) else 1), ""
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
-            end = position(node.func.end_lineno, node.func.end_col_offset)
-            names = [(end, name)] if name in SWAP else []
-            for keyword in node.keywords if name.rstrip("_") in ("clamp", "clip") else []:
-                names.append((position(keyword.lineno, keyword.col_offset) + len(keyword.arg), keyword.arg))
-            yield from ((end - len(name), end, SWAP[name]) for end, name in names)
-        case ast.Constant(value=bool() as value):
-            yield start, end, str(not value)
-        case ast.Constant(value=int() | float() as value):
-            yield start, end, str(value + 1 if isinstance(value, int) else 2 * value or 1.0)
-
-
-def changes(node, text, position):
-    """(start, end, new text) for each token of a node that can be changed; position(line, column) is one in text."""
-    start, end = position(node.lineno, node.col_offset), position(node.end_lineno, node.end_col_offset)
-    yield from changed_names(node, start, end, position)
-    operands = {ast.BinOp: ["left", "right"], ast.AugAssign: ["target", "value"], ast.BoolOp: ["values"]}
-    operands[ast.Compare] = ["left", "comparators"]
-    parts = [getattr(node, field) for field in operands.get(type(node), [])]
-    parts = [part for one in parts for part in (one if isinstance(one, list) else [one])]
-    for one, other in itertools.pairwise(parts):
-        first = position(one.end_lineno, one.end_col_offset)
-        found = OPERATOR.search(text, first, position(other.lineno, other.col_offset))
-        if found[0] in SWAP:
-            yield *found.span(), SWAP[found[0]]
+def changed(before, token, after):
+    """What to write in place of a token: "" without it, None if there is no other side."""
+    word = token.string
+    if token.type == tokenize.NUMBER:
+        number = ast.literal_eval(word)
+        return str(number + 1 if isinstance(number, int) else 2 * number or 1.0)
+    if word in ("-", "~", "not") and not operand_ends(before):
+        return None if after.type == tokenize.NUMBER or after.string == "in" else ""
+    if token.type == tokenize.OP:
+        return SWAP.get(word) if operand_ends(before) else None
+    called = after.string == "(" and before.string != "def"
+    if token.type == tokenize.NAME and (called or word in KEYWORDS or (word in ("min", "max") and after.string == "=")):
+        return SWAP.get(word)
+    return None
 
 
 def mutants(name, only=()):
     """(line number, line before, line after, text of the mutated script) of each mutant."""
     text, shared = (ROOT / f"{name}.py").read_text(), functions((ROOT / "ppo.py").read_text())
-    assert text.isascii(), "columns of ast are bytes"
-    starts = [0, *itertools.accumulate(map(len, text.splitlines(keepends=True)))]
+    lines = text.splitlines(keepends=True)
     for function, node in functions(text).items():
         same = name != "ppo" and function in shared and ast.dump(node) == ast.dump(shared[function])
         if same or (only and function not in only):
             continue
-        for part in walk(node):
-            for start, end, new in changes(part, text, lambda line, column: starts[line - 1] + column):
-                number, mutated = text.count("\n", 0, start), text[:start] + new + text[end:]
-                yield number + 1, *(x.splitlines()[number].strip() for x in (text, mutated)), mutated
+        tokens = list(tokenize.generate_tokens(iter(lines[node.lineno - 1 : node.end_lineno]).__next__))
+        for before, token, after in zip(tokens, tokens[1:], tokens[2:]):
+            new = changed(before, token, after)
+            if new is not None:
+                i = node.lineno + token.start[0] - 2
+                line = lines[i][: token.start[1]] + new + lines[i][token.end[1] :]
+                yield i + 1, lines[i].strip(), line.strip(), "".join([*lines[:i], line, *lines[i + 1 :]])
 
 
 def start(name, text, seconds):
