@@ -65,7 +65,7 @@ ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
-POINTS = 100  # kept of each learning curve
+POINTS = 30  # kept of each learning curve
 
 
 @dataclass(frozen=True)
