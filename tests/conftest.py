@@ -1,9 +1,12 @@
+import importlib
 import os
+import sys
 
 import pytest
 import torch
 
 import tests.environments  # noqa: F401  registers the probes
+from tests.helpers import command
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
@@ -40,3 +43,20 @@ def spy(monkeypatch):
         return calls
 
     return install
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """main("ppo", "--track", seed=2): exit status, stdout and stderr of a command line, in this process."""
+
+    def call(script, *words, **flags):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words), *command(**flags)[2:]])
+        capsys.readouterr()
+        status = 0
+        try:
+            importlib.import_module(script).main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
