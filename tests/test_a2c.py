@@ -8,7 +8,7 @@ import torch
 import a2c
 import ppo
 import vpg
-from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, policy_params, update, vector
+from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, policy_params, update, vector, watch_steps
 
 
 def make(module, env_id="CartPole-v1", **flags):
@@ -29,12 +29,12 @@ def test_one_update_is_that_of_vpg_with_one_pass_for_the_values(env_id):
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
 def test_one_update_is_the_first_step_of_ppo(env_id, objective):
-    """a2c.py has an entropy bonus for discrete actions only."""
-    agent, args = make(a2c, env_id, discrete_ent_coef=0.5)
+    """a2c.py has an entropy bonus for discrete actions only; half of its learning rate is half of the value loss."""
+    agent, args = make(a2c, env_id, discrete_ent_coef=0.3)
     batch = make_batch(a2c, agent)
-    update(a2c, agent, batch, args)
+    update(a2c, agent, batch, args, lr=0.1, critic_lr=0.05)
 
-    flags = {"objective": objective, "ent_coef": 0.0 if env_id == "Pendulum-v1" else 0.5, "vf_coef": 1.0}
+    flags = {"objective": objective, "ent_coef": 0.0 if env_id == "Pendulum-v1" else 0.3, "vf_coef": 0.5}
     sibling, args = make(ppo, env_id, update_epochs=1, num_minibatches=1, **flags)
     update(ppo, sibling, ppo.Batch(*batch), args)
     torch.testing.assert_close(vector(agent.parameters()), vector(sibling.parameters()), atol=1e-5, rtol=1e-4)
@@ -72,6 +72,13 @@ def test_the_critic_has_a_learning_rate_of_its_own():
     update(a2c, agent, make_batch(a2c, agent), args, lr=0.1, critic_lr=0.0)
     moved = {name.split(".")[0] for name, p in agent.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"actor"}
+
+
+def test_the_step_of_the_policy_moves_no_value_and_that_of_the_values_no_action(tmp_path, spy, monkeypatch):
+    moved = watch_steps(a2c, spy, monkeypatch)
+    flags = {"num_envs": 2, "num_steps": 8, "total_timesteps": 32, "eval_episodes": 1}
+    a2c.train(a2c.Args(env_id="Pendulum-v1", run_dir=str(tmp_path), **flags))
+    assert moved == [[True, False], [False, True]] * 2  # [policy, critic], in two rollouts
 
 
 def test_an_update_takes_the_step_of_adam_with_gradients_clipped_to_a_norm():
