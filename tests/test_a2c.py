@@ -8,7 +8,7 @@ import torch
 import a2c
 import ppo
 import vpg
-from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, policy_params, update, vector, watch_steps
+from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, update, vector, watch_steps
 
 
 def make(module, env_id="CartPole-v1", **flags):
@@ -85,9 +85,9 @@ def test_an_update_takes_the_step_of_adam_with_gradients_clipped_to_a_norm():
     """Three updates, against torch; the gradients' norm before clipping is reported."""
     agent, args = make_agent(a2c, max_grad_norm=0.01, discrete_ent_coef=0.0)
     sibling, _ = make_agent(a2c)
-    batch, critic = make_batch(a2c, agent), sibling.critic.parameters()
-    adams = [torch.optim.Adam(params, lr=0.1, eps=1e-5) for params in (policy_params(sibling), critic)]
-    optimizers = [a2c.Adam(params, args) for params in (policy_params(agent), agent.critic.parameters())]
+    batch = make_batch(a2c, agent)
+    adams = [torch.optim.Adam(net.parameters(), lr=0.1, eps=1e-5) for net in (sibling.actor, sibling.critic)]
+    optimizers = [a2c.Adam(net.parameters(), args) for net in (agent.actor, agent.critic)]
     for _ in range(3):
         metrics = a2c.update(agent, *optimizers, batch, 0.1, 0.1, args)
         policy_loss = -(sibling.policy(batch.obs).log_prob(batch.act) * batch.adv).mean()
