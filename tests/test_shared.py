@@ -9,7 +9,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -284,9 +283,10 @@ def test_image_network_treats_each_image_alone_whatever_the_leading_dimensions()
 
 
 def test_evaluation_takes_the_most_likely_action_and_leaves_the_statistics_alone():
-    agent, _ = make_agent(ppo, "ProbeRewardFromAction-v0")
+    """Rewards are the actions, -1, 0 or 1, in episodes of 5 steps."""
+    agent, _ = make_agent(ppo, "ProbeFromMinusOne-v0")
     torch.nn.init.zeros_(agent.actor[-1].weight)
-    agent.actor[-1].bias.data.copy_(torch.tensor([0.1, 0.0]))  # action 0, the right one, at 52 %
+    agent.actor[-1].bias.data.copy_(torch.tensor([0.0, 0.0, 0.1]))
     before = deepcopy(agent.state_dict())
-    assert ppo.evaluate(agent, gym.make("ProbeRewardFromAction-v0"), episodes=20, seed=0) == [1.0] * 20
+    assert ppo.evaluate(agent, ppo.make_env("ProbeFromMinusOne-v0"), episodes=20, seed=0) == [5.0] * 20
     assert all(torch.equal(before[name], x) for name, x in agent.state_dict().items())
