@@ -214,7 +214,9 @@ def test_the_policy_takes_one_step_along_the_score_weighted_by_standardized_psi(
     batch = batch._replace(psi=5 + 3 * batch.psi)  # now the mean is 5 and the standard deviation 2.7
     objective = (agent.policy(batch.obs).log_prob(batch.act) * (batch.psi - 5) / (2.7 + 0.1)).mean()
     gradient = torch.autograd.grad(objective, list(agent.actor.parameters()))
-    update(vpg, agent, batch, args, lr=0.1)
+    metrics = update(vpg, agent, batch, args, lr=0.1)
+    assert metrics["policy_loss"] == pytest.approx(-objective.item(), abs=1e-6)
+    assert metrics["entropy"] == pytest.approx(np.log(2), abs=0.01)  # two actions, nearly uniform at first
     for p, start, g in zip(agent.actor.parameters(), before, gradient):
         torch.testing.assert_close(p, start + 0.1 * g)
 
