@@ -81,19 +81,17 @@ def make_penalty(beta=1.0):
 
 
 class GradientDescent:
-    """Plain gradient descent with the step of the scripts' Adam; the gradient is clipped to max_grad_norm."""
+    """Plain gradient descent, with the interface of the scripts' Adam; gradients are not clipped."""
 
     def __init__(self, params, args):
-        self.params, self.max_grad_norm = list(params), args.max_grad_norm
+        self.params = list(params)
 
     def step(self, loss, lr):
         grads = torch.autograd.grad(loss, self.params)  # fails if the loss does not depend on one of them
-        norm = torch.cat([grad.flatten() for grad in grads]).norm()
-        scale = min(1.0, self.max_grad_norm / (norm.item() + 1e-6))
         with torch.no_grad():
             for param, grad in zip(self.params, grads):
-                param -= lr * scale * grad
-        return norm
+                param -= lr * grad
+        return torch.cat([grad.flatten() for grad in grads]).norm()
 
 
 def update(module, agent, batch, args, lr=0.1, critic_lr=None, optimizer=GradientDescent):
