@@ -192,7 +192,7 @@ def here():
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT).returncode:
         commit += "-dirty"
     versions = [f"python {platform.python_version()}"]
-    for name in ("torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib"):
+    for name in ("torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib", "sbx_rl", "jax"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
