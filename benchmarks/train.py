@@ -65,7 +65,7 @@ ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
-POINTS = 100  # kept of each learning curve
+POINTS = 30  # kept of each learning curve
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def here():
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=ROOT).returncode:
         commit += "-dirty"
     versions = [f"python {platform.python_version()}"]
-    for name in ("torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib"):
+    for name in ("torch", "gymnasium", "numpy", "mujoco", "stable_baselines3", "sb3_contrib", "sbx_rl", "jax"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -1,12 +1,23 @@
+import importlib
 import os
+import sys
 
 import pytest
 import torch
 
 import tests.environments  # noqa: F401  registers the probes
+from tests.helpers import command
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+ORDER = "learning probes shared vpg a2c trpo ppo dqn bandit tabular rlhf runs house".split()
+
+
+def pytest_collection_modifyitems(items):
+    """The order of a specification: what is learned, the equations of each script, runs, the house."""
+    rank = {f"test_{name}": i for i, name in enumerate(ORDER)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(ORDER)))
 
 
 @pytest.fixture
@@ -32,3 +43,20 @@ def spy(monkeypatch):
         return calls
 
     return install
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """main("ppo", "--track", seed=2): exit status, stdout and stderr of a command line, in this process."""
+
+    def call(script, *words, **flags):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words), *command(**flags)[2:]])
+        capsys.readouterr()
+        status = 0
+        try:
+            importlib.import_module(script).main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call

@@ -33,11 +33,6 @@ class Probe(gym.Env):
         raise NotImplementedError
 
 
-class ConstantReward(Probe):
-    def reward(self, act):
-        return 1.0
-
-
 class RewardFromObservation(Probe):
     def reward(self, act):
         return float(self.sign)
@@ -48,11 +43,6 @@ class RewardOneStepLate(Probe):
 
     def reward(self, act):
         return float(self.sign) if self.t == 1 else 0.0
-
-
-class RewardFromAction(Probe):
-    def reward(self, act):
-        return 1.0 if act == 0 else -1.0
 
 
 class RewardFromBoth(Probe):
@@ -73,15 +63,6 @@ class Unbounded(Continuous):
     """The same with actions that have no bounds; the best is 2 or -2."""
 
     action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-
-
-class HalfBounded(Probe):
-    """Amounts from 0 on; the best are 0.5 and 2.5."""
-
-    action_space = spaces.Box(0, np.inf, (1,), np.float32)
-
-    def reward(self, act):
-        return -float((act[0] - 1.5 - self.sign) ** 2)
 
 
 class MultiDiscrete(Probe):
@@ -138,18 +119,8 @@ class Endless(Probe):
         return 1.0
 
 
-class Broken(RewardFromObservation):
-    """Returns nan from its 300th step on."""
-
-    steps = 0
-
-    def reward(self, act):
-        self.steps += 1
-        return float("nan") if self.steps > 300 else super().reward(act)
-
-
-class Misbehaving(ConstantReward):
-    """Episodes of 5 steps; from its 40th step on, an observation, a reward or an error of the wrong kind."""
+class Misbehaving(Probe):
+    """Episodes of 5 steps; from its 40th step on, an observation or a reward that is no number, or an error."""
 
     length, steps = 5, 0
 
@@ -170,29 +141,20 @@ class Misbehaving(ConstantReward):
         return 1.0 if self.steps < 40 else self.wrong_reward
 
 
-class Loose(ConstantReward):
+class Loose(RewardFromObservation):
     """Observations as lists of numbers that are not within the space."""
-
-    length = 5
 
     def observe(self):
         return [50.0 * self.sign, float(self.t)]
 
 
-class SmallDifference(RewardFromBoth):
-    """Rewards of 99.5 and 100.5 in episodes of one step."""
-
-    def reward(self, act):
-        return 100 + super().reward(act) / 2
-
-
-class Actions(Probe):
-    """An action space to try; step refuses what is not in it."""
+class Spaces(Probe):
+    """Spaces to try; step refuses what is not an action."""
 
     length = 5
 
-    def __init__(self, action_space):
-        self.action_space = action_space
+    def __init__(self, action_space=Probe.action_space, observation_space=SIGN):
+        self.action_space, self.observation_space = action_space, observation_space
 
     def reward(self, act):
         return float(np.sum(act))
@@ -204,37 +166,27 @@ ACTION_SPACES = {
     "UnequalCounts": spaces.MultiDiscrete([1, 5, 2]),
     "Grid": spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[0, -1], [2, 3]]),
     "Odd": spaces.Box(np.array([-1e-3, 0.1], np.float32), np.array([0.1, 0.7], np.float32)),  # bounds that get rounded
+    "HalfBounded": spaces.Box(0, np.inf, (1,), np.float32),
     "OneBound": spaces.Box(np.array([-1, -np.inf], np.float32), np.array([np.inf, 0], np.float32)),
     "Double": spaces.Box(-5, 10, (2,), np.float64),
     "Scalar": spaces.Box(-2, 2, (), np.float32),
     "Matrix": spaces.Box(-2, 2, (2, 3), np.float32),
 }
-
-
-class BinaryActions(ConstantReward):
-    action_space = spaces.MultiBinary(2)
-
-
-class GraphObservations(ConstantReward):
-    observation_space = spaces.Graph(spaces.Discrete(2), None)
-
-
-for probe in (*Probe.__subclasses__(), Unbounded, Image, Dict, Broken, BinaryActions, GraphObservations):
-    gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
-gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)
-for probe in (SmallDifference, Loose):
-    gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
-for name, kwargs in {
+REFUSED = {"Integers": spaces.Box(-3, 3, (2,), np.int64), "BinaryActions": spaces.MultiBinary(2)}
+MISBEHAVING = {
     "NanObservation": {"obs": [np.nan, 0]},
     "InfiniteObservation": {"obs": [0, np.inf]},
     "NanLastObservation": {"last_obs": [np.nan, 0]},
     "NanReward": {"reward": np.nan},
     "InfiniteReward": {"reward": -np.inf},
-    "WrongShape": {"obs": [0, 0, 0]},
     "Raises": {"error": ZeroDivisionError("the environment's own words")},
-}.items():
-    gym.register(f"Probe{name}-v0", entry_point=Misbehaving, kwargs=kwargs)
-INTEGERS = {"Integers": spaces.Box(-3, 3, (2,), np.int64)}  # refused
+}
 
-for name, space in (ACTION_SPACES | INTEGERS).items():
-    gym.register(f"Probe{name}-v0", entry_point=Actions, kwargs={"action_space": space})
+for probe in (*Probe.__subclasses__(), Unbounded, Image, Dict, Loose):
+    gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
+gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)
+gym.register("ProbeGraphObservations-v0", entry_point=Spaces, kwargs={"observation_space": spaces.Graph(SIGN, None)})
+for name, kwargs in MISBEHAVING.items():
+    gym.register(f"Probe{name}-v0", entry_point=Misbehaving, kwargs=kwargs)
+for name, space in (ACTION_SPACES | REFUSED).items():
+    gym.register(f"Probe{name}-v0", entry_point=Spaces, kwargs={"action_space": space})

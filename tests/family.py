@@ -1,21 +1,22 @@
 """What the scripts share and how they differ, read from their text.
 
-python -m tests.test_family                write docs/diffs.md and the diff in README.md from the scripts
-python -m tests.test_family --sync ppo.py  copy what ppo.py shares with the other scripts into them
+python -m tests.family                write docs/diffs.md and the diff in README.md from the scripts
+python -m tests.family --sync ppo.py  copy what ppo.py shares with the other scripts into them
 """
 
 import argparse
 import ast
 import difflib
+import functools
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from tests.helpers import FAMILY, ROOT, SCRIPTS
 
 STEPS = [("vpg", "a2c"), ("a2c", "trpo"), ("a2c", "ppo")]
-FOLD = re.compile(r"^# From here on.*\n", re.MULTILINE)
+FOLD = re.compile(r"^# From here on.*\n", re.MULTILINE)  # between the text above and the text below it
+DEFAULT = re.compile(r" = .*?  #")  # in the line of a flag
 
 # Definitions of the same name have the same text in all scripts, except:
 MAY_DIFFER = {
@@ -32,28 +33,22 @@ DQN_MAY_DIFFER = {
     "ACTIONS": "lists Discrete alone",
     "collect": "epsilon-greedy; the replay buffer stays in main memory",
 }
-BELOW = "the text below the fold"
-OWN_DEFAULTS = {
-    "total_timesteps",
-    "num_envs",
-    "gamma",
-    "learning_rate",
-    "hidden_sizes",
-}  # shared flags, tuned for each script
+BELOW = "all below the fold"
+BLOCK = "```diff\n{}\n```\n"
+OWN_DEFAULTS = {"total_timesteps", "num_envs", "gamma", "learning_rate", "hidden_sizes"}  # of the shared flags
 
 
-def fold(text):
-    """Where the fold comment begins and ends: the text after it is shared by the policy-gradient scripts."""
-    (match,) = FOLD.finditer(text)
-    return match.span()
+def read(root=ROOT):
+    return {name: (root / f"{name}.py").read_text() for name in SCRIPTS}
 
 
+@functools.cache
 def pieces(text):
     """{name: source} of the functions, classes and constants at the top level, with the comments right above each."""
     lines, found = text.splitlines(keepends=True), {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign):
-            name = ast.get_source_segment(text, node.targets[0])
+            name = ast.unparse(node.targets[0])
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             name = node.name
         else:
@@ -61,205 +56,110 @@ def pieces(text):
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
         while lines[first - 1].startswith("#"):
             first -= 1
-        assert name not in found, f"{name} is defined twice"
         found[name] = "".join(lines[first : node.end_lineno])
     return found
 
 
 def flags(text):
-    """{flag: its line} of Args; the script's own flags come first, from env_id on they are shared."""
+    """{flag: its line} of Args: the script's own flags, and those that all scripts share, from env_id on."""
     lines = pieces(text)["Args"].splitlines(keepends=True)
-    return {line.split(":")[0].strip(): line for line in lines if re.match(r"    \w+: ", line)}
+    found = [(line.split(":")[0].strip(), line) for line in lines if re.match(r"    \w+: ", line)]
+    first = [flag for flag, _ in found].index("env_id")
+    return dict(found[:first]), dict(found[first:])
 
 
 def with_default(line, other):
     """The line of a flag with the default value of another line."""
-    pattern = r"^(    \w+: [^=]* = )(.*?)(  #.*\n)$"
-    (start, _, comment), (_, default, _) = (re.match(pattern, x).groups() for x in (line, other))
-    return start + default + comment
+    (default,) = re.findall(DEFAULT, other)
+    return re.sub(DEFAULT, lambda _: default, line)
 
 
-# Copy what is shared
-
-
-class SyncError(Exception):
-    """The scripts cannot be made alike without losing someone's work."""
-
-
-def is_shared(name, one, other):
-    return name not in MAY_DIFFER and not (name in DQN_MAY_DIFFER and "dqn" in (one, other))
-
-
-def regions(text, whole_tail):
-    """{label: text} of all that can be copied: flags, definitions, and in the family all that is below the fold."""
-    own, shared = [], []
-    for flag, line in flags(text).items():
-        (shared if shared or flag == "env_id" else own).append((f"flag {flag}", line))
-    found = {label: line for label, line in own} | {"the shared flags": "".join(line for _, line in shared)}
-    start, end = fold(text)
-    stop = start if whole_tail else len(text)
-    found |= {name: piece for name, piece in pieces(text).items() if name != "Args" and text.index(piece) < stop}
-    if whole_tail:
-        found[BELOW] = text[end:]
+def shared(one, other, texts):
+    """{label: (text as in one script, but for default values, text in the other)} of all that must be the same."""
+    ours, theirs = pieces(texts[one]), pieces(texts[other])
+    may_differ = MAY_DIFFER | (DQN_MAY_DIFFER if "dqn" in (one, other) else {})
+    found = {name: (ours[name], theirs[name]) for name in ours if name in theirs and name not in may_differ}
+    (our_own, our_flags), (their_own, their_flags) = flags(texts[one]), flags(texts[other])
+    found |= {f"flag {x}": (with_default(our_own[x], line), line) for x, line in their_own.items() if x in our_own}
+    lines = [with_default(line, their_flags[x]) if x in OWN_DEFAULTS else line for x, line in our_flags.items()]
+    found["the shared flags"] = "".join(lines), "".join(their_flags.values())
+    if {one, other} <= set(FAMILY):
+        found[BELOW] = tuple(FOLD.split(texts[x])[1] for x in (one, other))
     return found
 
 
-def copied(label, ours, theirs):
-    """A region of theirs as it is after copying ours, which keeps the default values that are a script's own."""
-    if label.startswith("flag "):
-        return with_default(ours, theirs)
-    if label == "the shared flags":
-        defaults = {line.split(":")[0].strip(): line for line in theirs.splitlines(keepends=True)}
-        lines = [(line.split(":")[0].strip(), line) for line in ours.splitlines(keepends=True)]
-        keep = OWN_DEFAULTS & defaults.keys()
-        return "".join(with_default(line, defaults[flag]) if flag in keep else line for flag, line in lines)
-    return ours
+def disagreements(found):
+    """Labels of what the scripts other than the source do not agree on: one of them was edited by hand."""
+    versions = {}
+    for name, regions in found.items():
+        for label, (_, text) in regions.items():
+            text = re.sub(DEFAULT, "", text) if "flag" in label else text
+            versions.setdefault(label, {}).setdefault(text, []).append(f"{name}.py")
+    return [f"{label} ({' / '.join(map(', '.join, x.values()))})" for label, x in versions.items() if len(x) > 1]
 
 
-def sync(source, root):
-    """{script: (its new text, {label: each region that is new})} for the siblings of a script.
-
-    A region is replaced only if it is that of the last commit or was written by an earlier sync, which leaves what it
-    writes in git's object store. Raises SyncError if an uncommitted change would be lost.
-    """
-    result, lost = {}, []
-    for name in [name for name in SCRIPTS if name != source and (root / f"{name}.py").exists()]:
-        whole_tail = {source, name} <= set(FAMILY)
-        text = (root / f"{name}.py").read_text()
-        ours, theirs = regions((root / f"{source}.py").read_text(), whole_tail), regions(text, whole_tail)
-        ours_before, theirs_before = committed(source, root, whole_tail), committed(name, root, whole_tail)
-        new = {}
-        for label in [label for label in theirs if label in ours]:
-            was_equal = label in theirs_before and theirs_before[label] == ours_before.get(label)
-            piece = copied(label, ours[label], theirs[label])
-            copy = is_shared(label, source, name) or (was_equal and label != "LIMITS")  # an equal loop stays equal
-            if piece == theirs[label] or not copy:
-                continue
-            if theirs[label] != theirs_before.get(label) and not was_synced(root, theirs[label]):
-                lost.append(f"{name}.py: {describe(label, theirs_before.get(label, ''), theirs[label])}")
-            assert text.count(theirs[label]) == 1, f"{name}.py: {label} occurs twice"
-            new[label], text = piece, text.replace(theirs[label], piece)
-        result[name] = text, new
-    if lost:
-        advice = f"commit or undo them first, or copy them to {source}.py"
-        raise SyncError(f"these uncommitted changes would be lost: {'; '.join(lost)}. {advice.capitalize()}.")
-    return result
-
-
-def git(root, *command, text=None):
-    """What a git command prints, or None if it fails."""
-    done = subprocess.run(["git", "-C", root, *command], input=text, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
-
-
-def committed(name, root, whole_tail):
-    """The regions of a script as of the last commit."""
-    text = git(root, "show", f"HEAD:./{name}.py")
-    return regions(text, whole_tail) if text else {}
-
-
-def was_synced(root, text):
-    """Whether git's object store holds a text."""
-    name = git(root, "hash-object", "--stdin", text=text)
-    return name is not None and git(root, "cat-file", "-e", name.strip()) is not None
-
-
-def describe(label, before, after):
-    """The label, and for the text below the fold the names of the definitions in it that differ."""
-    if label != BELOW:
-        return label
-    before, after = pieces(before), pieces(after)
-    names = [name for name in before | after if before.get(name) != after.get(name)]
-    return f"{label} ({', '.join(names) or 'comments'})"
-
-
-def write_synced(result, root):
-    for name, (text, new) in result.items():
-        (root / f"{name}.py").write_text(text)
-        for piece in new.values():
-            git(root, "hash-object", "-w", "--stdin", text=piece)
+def sync(source, root=ROOT, force=False):
+    """Copy what a script shares with the others into them, unless these differ among themselves."""
+    texts = read(root)
+    found = {name: shared(source, name, texts) for name in SCRIPTS if name != source}
+    if not force and (labels := disagreements(found)):
+        sys.exit(f"nothing is copied, because the other scripts differ in {', '.join(labels)}; --force copies anyway")
+    for name, regions in found.items():
+        new = {label: pair for label, pair in regions.items() if pair[0] != pair[1]}
+        for label, (ours, theirs) in new.items():  # the text below the fold comes last
+            texts[name] = texts[name].replace(FOLD.split(texts[name])[1] if label == BELOW else theirs, ours)
+        (root / f"{name}.py").write_text(texts[name])
         print(f"{name}.py: {'copied ' + ', '.join(new) if new else 'nothing to do'}")
 
 
-# Show what differs
-
-
-def code(text):
-    """Lines of a script without its docstring and without what is below the fold."""
-    head, _, body = text.split('"""', 2)
-    return (head + body[: fold(body)[0]]).strip().splitlines()
-
-
-def unified(ours, theirs, **names):
-    lines = difflib.unified_diff(ours, theirs, **names, n=1, lineterm="")
+def diff(ours, theirs):
+    """Unified diff of two lists of lines, without its first two."""
+    lines = list(difflib.unified_diff(ours, theirs, n=1, lineterm=""))[2:]
     return [re.sub("^@@ .* @@$", "@@", line).rstrip() for line in lines]
 
 
-def diff(one, other, root=ROOT):
-    """Unified diff of two scripts, lines; their docstrings and what they share at the end left out."""
-    ours, theirs = (code((root / f"{name}.py").read_text()) for name in (one, other))
-    return unified(ours, theirs, fromfile=f"{one}.py", tofile=f"{other}.py")
-
-
-def changes(lines):
-    """How many lines of a diff are removed and added; blank lines and docstrings do not count."""
-    lines = [line for line in lines[2:] if line[1:].strip() and '    """' not in line]
-    return [sum(line[0] == sign for line in lines) for sign in "-+"]
-
-
-def page(text, root=ROOT):
-    """docs/diffs.md with the diffs of today."""
-    sections = []
-    for one, other in STEPS:
-        lines = diff(one, other, root)
-        title = "{}.py to {}.py: {} lines removed, {} added".format(one, other, *changes(lines))
-        sections.append(f"## {title}\n\n" + block(lines))
-    return between("diffs", text, "\n".join(sections))
-
-
-def readme(text, root=ROOT):
-    """README.md with the short diff of today."""
-    return between("diff", text, block(short_diff(root)))
-
-
-def block(lines):
-    return "```diff\n" + "\n".join(lines) + "\n```\n"
-
-
-def between(name, text, new):
-    """The text with new between two comments that name what is written there."""
-    start, end = f"<!-- {name}: python -m tests.test_family -->\n", f"<!-- end of {name} -->\n"
-    before, rest = text.split(start)
-    return before + start + new + end + rest.split(end)[1]
-
-
-def short_diff(root=ROOT):
-    """How PPO differs from A2C, lines: its objective, and its update up to where that is first used."""
-    old, new = (pieces((root / f"{name}.py").read_text()) for name in ("a2c", "ppo"))
-    lines = [f"+{line}" for line in core(new["clip_objective"])]
-    return [*lines, "", *unified(core(old["update"]), core(new["update"]))[3:]]
+def step(one, other, texts):
+    """The section of docs/diffs.md on two scripts; their docstrings and what they share at the end left out."""
+    above = (re.sub('""".*?"""', "", FOLD.split(texts[x])[0], count=1, flags=re.DOTALL) for x in (one, other))
+    lines = diff(*(text.strip().splitlines() for text in above))
+    code = [line for line in lines if line[1:].strip() and '    """' not in line]
+    removed, added = (sum(line[0] == sign for line in code) for sign in "-+")
+    title = f"## {one}.py to {other}.py: {removed} lines removed, {added} added"
+    return f"{title}\n\n" + BLOCK.format("\n".join([f"--- {one}.py", f"+++ {other}.py", *lines]))
 
 
 def core(function):
     """Lines of a function without its docstring, up to the first that assigns policy_loss."""
     lines = re.sub(r'^    """.*?"""\n', "", function, count=1, flags=re.DOTALL | re.MULTILINE).splitlines()
-    ends = [i for i, line in enumerate(lines, 1) if line.strip().startswith("policy_loss =")]
-    return lines[: ends[0]] if ends else lines
+    return lines[: next((i for i, line in enumerate(lines, 1) if line.strip().startswith("policy_loss =")), None)]
+
+
+def short_diff(texts):
+    """How PPO differs from A2C: its objective, and its update up to where that is first used."""
+    old, new = pieces(texts["a2c"]), pieces(texts["ppo"])
+    objective = [f"+{line}" for line in core(new["clip_objective"])]
+    return BLOCK.format("\n".join([*objective, "", *diff(core(old["update"]), core(new["update"]))[1:]]))
+
+
+def fill(text, texts):
+    """The text of docs/diffs.md or README.md, with the diffs of the scripts' texts between its comment marks."""
+    diffs = {"diffs": "\n".join(step(*pair, texts) for pair in STEPS), "diff": short_diff(texts)}
+    for name, new in diffs.items():
+        marks = rf"(<!-- {name}: python -m tests.family -->\n).*(<!-- end of {name} -->\n)"
+        text = re.sub(marks, lambda match, new=new: match[1] + new + match[2], text, flags=re.DOTALL)
+    return text
 
 
 def main(argv=None, root=ROOT):
-    parser = argparse.ArgumentParser(prog="python -m tests.test_family", description=__doc__.splitlines()[0])
-    parser.add_argument("--sync", metavar="SCRIPT", help="copy what this script shares with the others into them")
+    parser = argparse.ArgumentParser(prog="python -m tests.family", description=__doc__.splitlines()[0])
+    parser.add_argument("--sync", choices=[f"{x}.py" for x in SCRIPTS], help="copy what it shares into the others")
+    parser.add_argument("--force", action="store_true", help="with --sync: even if the others differ among themselves")
     args = parser.parse_args(argv)
-    if not args.sync:
-        for path, write in (root / "docs/diffs.md", page), (root / "README.md", readme):
-            path.write_text(write(path.read_text(), root))
-        return
-    source = Path(args.sync).stem
-    if source not in SCRIPTS:
-        parser.error(f"--sync {args.sync}: not one of {', '.join(f'{name}.py' for name in SCRIPTS)}")
-    try:
-        write_synced(sync(source, root), root)
-    except SyncError as error:
-        print(f"--sync {args.sync}: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.sync:
+        return sync(Path(args.sync).stem, root, args.force)
+    for path in root / "docs/diffs.md", root / "README.md":
+        path.write_text(fill(path.read_text(), read(root)))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,16 @@ VARIANTS = {name: (name, {}) for name in FAMILY}  # the second objective, and th
 VARIANTS |= {"ppo async-envs": ("ppo", {"async_envs": True})}
 VARIANTS |= {"ppo penalty": ("ppo", {"objective": "penalty"}), "vpg total-return": ("vpg", {"form": "total-return"})}
 VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000, "target_interval": 3}
+
+# The shortest runs that learn, save and end episodes: 10 rollouts, with checkpoints at steps 0, 128, 256 and 320.
+TINY = {"num_envs": 2, "num_steps": 16, "total_timesteps": 320, "checkpoint_every": 128, "eval_episodes": 1}
+TINY = {name: TINY | {"hidden_sizes": (8,)} for name in SCRIPTS}
+TINY["vpg"] |= {"value_epochs": 2}
+TINY["trpo"] |= {"value_epochs": 2}
+TINY["ppo"] |= {"update_epochs": 2, "num_minibatches": 2}
+TINY["dqn"] |= {"learning_starts": 50, "batch_size": 8, "buffer_size": 1_000, "target_interval": 3}
+TINY_RLHF = {"sft_steps": 4, "num_comparisons": 64, "reward_epochs": 2, "iterations": 2, "batch_size": 16}
+TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2, "checkpoint_every": 3}
 
 generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -70,19 +81,31 @@ def make_penalty(beta=1.0):
 
 
 class GradientDescent:
-    """Plain gradient descent with the step of the scripts' Adam; the gradient is clipped to max_grad_norm."""
+    """Plain gradient descent, with the interface of the scripts' Adam; gradients are not clipped."""
 
     def __init__(self, params, args):
-        self.params, self.max_grad_norm = list(params), args.max_grad_norm
+        self.params = list(params)
 
     def step(self, loss, lr):
         grads = torch.autograd.grad(loss, self.params)  # fails if the loss does not depend on one of them
-        norm = torch.cat([grad.flatten() for grad in grads]).norm()
-        scale = min(1.0, self.max_grad_norm / (norm.item() + 1e-6))
         with torch.no_grad():
             for param, grad in zip(self.params, grads):
-                param -= lr * scale * grad
-        return norm
+                param -= lr * grad
+        return torch.cat([grad.flatten() for grad in grads]).norm()
+
+
+def update(module, agent, batch, args, lr=0.1, critic_lr=None, optimizer=GradientDescent):
+    """One update by vpg.py, a2c.py or ppo.py; returns the metrics."""
+    if module.__name__ == "ppo":
+        return module.update(agent, optimizer(agent.parameters(), args), make_penalty(), batch, lr, args)
+    optimizers = optimizer(policy_params(agent), args), optimizer(agent.critic.parameters(), args)
+    rates = (lr,) if module.__name__ == "vpg" else (lr, lr if critic_lr is None else critic_lr)
+    return module.update(agent, *optimizers, batch, *rates, args)
+
+
+def spy_learning_rates(module, spy):
+    """A list that gets the learning rate of each gradient step."""
+    return spy(module.Adam, "step", note=lambda optimizer, loss, lr: lr)
 
 
 def policy_params(agent):
@@ -125,7 +148,7 @@ def assert_same_agent(a, b):
 
 def command(*flags, script="ppo.py", **named):
     for name, value in named.items():
-        flag = name.replace("_", "-")
+        flag, value = name.replace("_", "-"), value[0] if isinstance(value, tuple) else value
         flags += (f"--{flag}={value}",) if not isinstance(value, bool) else (f"--{flag}" if value else f"--no-{flag}",)
     return [sys.executable, ROOT / script, *flags]
 
@@ -142,6 +165,24 @@ def train(folder, variant="ppo", **flags):
     return module.train(module.Args(run_dir=str(folder), **SHORT | more | flags))
 
 
+def train_tiny(folder, variant="ppo", **flags):
+    """Train an agent for 320 steps, in a tenth of a second."""
+    name, more = VARIANTS[variant]
+    module = importlib.import_module(name)
+    return module.train(module.Args(run_dir=str(folder), **more | TINY[name] | flags))
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "takes too long"
+        time.sleep(0.03)
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
 def metrics(folder):
     """Rows of metrics.csv without the columns that tell the time."""
     with open(folder / "metrics.csv", newline="") as file:
@@ -155,3 +196,21 @@ def load(folder):
 
 def evaluation(folder):
     return json.loads((folder / "eval.json").read_text())
+
+
+def flatten(value, path=""):
+    """{path: leaf} of nested dictionaries and lists."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, x in items for key, leaf in flatten(x, f"{path}/{name}").items()}
+    return {path: value}
+
+
+def assert_same_end(folder, whole):
+    """Equal rows of metrics, and equal checkpoints to the bit, but for times and the folder's name."""
+    assert metrics(folder) == metrics(whole)
+    assert evaluation(folder) | {"seconds": 0} == evaluation(whole) | {"seconds": 0}
+    ours, theirs = flatten(load(folder)), flatten(load(whole))
+    assert ours.keys() == theirs.keys()
+    different = [key for key, x in ours.items() if not np.array_equal(x, theirs[key])]
+    assert set(different) <= {"/seconds", "/metrics_size", "/args/run_dir", "/args/resume"}

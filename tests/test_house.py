@@ -1,117 +1,225 @@
-"""The files around the scripts say the same as the scripts."""
+"""The files around the scripts say the same as the scripts, and what the scripts share is the same text in each."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
 import sys
-from importlib.metadata import metadata
+from itertools import combinations
 
+import numpy as np
 import pytest
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
-from tests.helpers import ROOT, SCRIPTS, assert_same_agent
+from tests import family
+from tests.helpers import ROOT, SCRIPTS, assert_same_agent, run
 
+sys.path.append(str(ROOT / "benchmarks"))  # after the scripts: both folders have a rlhf.py
+plot, train, speed = map(importlib.import_module, ["plot", "train", "speed"])
+
+ALL = [*SCRIPTS, "bandit", "tabular", "rlhf"]
+TEXTS = {name: (ROOT / f"{name}.py").read_text() for name in ALL}
 README = (ROOT / "README.md").read_text()
-FOR_TESTS = {"hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"}  # scipy: benchmarks/plot.py
-FOR_OTHERS = {name: {"matplotlib", "psutil"} for name in SCRIPTS}  # what a script does not need, though others do
-FOR_OTHERS |= {"dqn": {"matplotlib"}, "bandit": {"moviepy", "psutil", "torch"}}
-FOR_OTHERS |= {"tabular": FOR_OTHERS["bandit"], "rlhf": {"gymnasium", "matplotlib", "moviepy", "psutil", "wandb"}}
-OTHERS = ["bandit", "tabular", "rlhf"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / ".github/CONTRIBUTING.md",
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+]
+ROWS = plot.results()
 
 
-def versions(requirements):
-    """{"numpy": {(2, 2, 6)}} of ["numpy==2.2.6; python_version < '3.11'"], whatever the comparison."""
-    found = {}
-    for line in requirements:
-        name, version = re.match(r"([\w-]+)(?:\[.*\])?[=>]=([\d.]+)", line).groups()
-        found.setdefault(name, set()).add(tuple(map(int, version.split("."))))
+# Shared text
+
+
+@pytest.mark.parametrize(("one", "other"), [*combinations(SCRIPTS, 2)])
+def test_what_two_scripts_share_is_the_same_text(one, other):
+    shared = family.shared(one, other, TEXTS)
+    assert {"Run", "RunningNorm", "make_env", "evaluate", "setup", "main", "the shared flags"} <= shared.keys()
+    assert [label for label, (ours, theirs) in shared.items() if ours != theirs] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ("bandit", "tabular", "InputError check mean_and_error make_agent parse results_folder write main"),
+        ("ppo", "rlhf", "gae minibatches check_limits load"),
+    ],
+)
+def test_the_scripts_that_stand_alone_borrow_these_texts(one, other, names):
+    ours, theirs = family.pieces(TEXTS[one]), family.pieces(TEXTS[other])
+    assert [name for name in names.split() if ours[name] != theirs[name]] == []
+
+
+def test_what_may_differ_does():
+    found = {name: family.pieces(TEXTS[name]) for name in SCRIPTS}
+    for name in family.MAY_DIFFER:
+        assert len({pieces[name] for pieces in found.values() if name in pieces}) > 1, name
+    for name in family.DQN_MAY_DIFFER:
+        assert found["dqn"][name] != found["ppo"][name], name
+
+
+def test_no_script_imports_another():
+    for text in TEXTS.values():
+        assert not re.search(rf"^\s*(import|from) ({'|'.join(ALL)})\b", text, re.MULTILINE)
+
+
+# The tool that copies shared text
+
+
+def copies(root, **edits):
+    """The scripts in a folder, with a comment in front of a class of some of them, and a flag more in ppo.py."""
+    for name in SCRIPTS:
+        text = TEXTS[name].replace("\nclass Run:", f"\n# {edits[name]}\nclass Run:") if name in edits else TEXTS[name]
+        (root / f"{name}.py").write_text(text)
+    path = root / "ppo.py"
+    path.write_text(path.read_text().replace("    seed: int", "    first: int = 7  # new\n    seed: int"))
+    return {name: (root / f"{name}.py").read_text() for name in SCRIPTS}
+
+
+def test_an_edit_reaches_all_scripts_and_leaves_each_its_own_text_and_defaults(tmp_path):
+    copies(tmp_path, ppo="a")
+    for comment in "ab":  # also a second edit, before the first is committed
+        ppo = tmp_path / "ppo.py"
+        ppo.write_text(ppo.read_text().replace("# a\nclass Run:", f"# {comment}\nclass Run:"))
+        family.main(["--sync", "ppo.py"], tmp_path)
+        for name in SCRIPTS:
+            expected = TEXTS[name].replace("\nclass Run:", f"\n# {comment}\nclass Run:")
+            expected = expected.replace("    seed: int", "    first: int = 7  # new\n    seed: int")
+            assert (tmp_path / f"{name}.py").read_text() == expected
+
+
+@pytest.mark.parametrize("name", ["vpg", "dqn"])
+def test_a_script_that_was_edited_too_is_overwritten_only_by_force(tmp_path, name):
+    before = copies(tmp_path, ppo="a", **{name: "b"})
+    with pytest.raises(SystemExit, match=rf"nothing is copied.* Run \(.*{name}\.py"):
+        family.main(["--sync", "ppo.py"], tmp_path)
+    assert family.read(tmp_path) == before
+    family.main(["--sync", "ppo.py", "--force"], tmp_path)
+    assert "# a\nclass Run:" in (tmp_path / f"{name}.py").read_text()
+
+
+# Generated pages, tables and pictures
+
+
+@pytest.mark.parametrize("path", ["docs/diffs.md", "README.md"])
+def test_the_diffs_are_those_of_today(path):
+    text = (ROOT / path).read_text()
+    assert family.fill(text, TEXTS) == text, "run python -m tests.family"
+    assert family.fill(text.replace("```diff\n", "```diff\n+x\n"), TEXTS) == text
+
+
+@pytest.mark.parametrize("path", plot.DOCUMENTS, ids=["README.md", "benchmarks/README.md"])
+def test_the_tables_are_those_of_the_data(path):
+    text = path.read_text()
+    assert plot.fill(text, ROWS) == text, "run python benchmarks/plot.py --readme"
+    assert plot.fill(re.sub(r"\| [-\d.]+ \|$", "| 0 |", text, flags=re.MULTILINE), ROWS) == text
+
+
+@pytest.mark.parametrize("name", plot.PICTURES)
+def test_the_pictures_are_those_of_the_data(tmp_path, name):
+    plot.PICTURES[name](ROWS, tmp_path / "new.svg")
+    assert (tmp_path / "new.svg").read_text() == (ROOT / f"benchmarks/{name}.svg").read_text()
+
+
+def test_a_cell_is_the_mean_over_seeds_and_the_worst_seed():
+    columns = {"script": "ppo", "env_id": "CartPole-v1", "variant": "", "steps": "100000"}
+    rows = [columns | {"mean": mean, "worst_episode": worst} for mean, worst in (("500", "490"), ("470", "9"))]
+    assert "| CartPole-v1 | 2 | - | - | - | 485 (470) | - | 100k |" in plot.table_of_results(rows)
+    assert "| CartPole-v1 | 475 | - | - | - | 485.0 (470.0; 9), 100k, 1 of 2 | - |" in plot.table_of_scores(rows)
+
+
+def test_speeds_are_medians_and_ratios_are_medians_of_the_ratios_of_a_round():
+    speeds = {"ours": (200, 300, 100), "sb3": (100, 100, 200), "floor": (300, 600, 400)}
+    rows = [{"case": "ppo", "peer": peer, "steps_per_second": x} for peer, found in speeds.items() for x in found]
+    cells = "| 200 | 100; 2.00 (0.50 to 3.00) | - | - | 400; 2.00 (1.50 to 4.00) |"  # of 2, 3, 0.5; of 1.5, 2, 4
+    assert cells in plot.table_of_speed(rows)
+
+
+def test_the_interquartile_mean_leaves_out_the_best_and_the_worst_quarter():
+    assert plot.iqm(np.array([-1e9, -50, 2, 3, 4, 5, 70, 1e9])) == (2 + 3 + 4 + 5) / 4
+
+
+def test_curves_are_compared_where_all_of_them_are():
+    runs = [(np.array([0, 10.0]), np.array([0, 10.0])), (np.array([2, 8.0]), np.array([1, 1.0]))]
+    x, y = plot.align(runs, points=4)
+    assert x.tolist() == [2, 4, 6, 8]
+    assert y.tolist() == [[2, 4, 6, 8], [1, 1, 1, 1]]
+
+
+def test_curves_of_your_own_runs_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        folder = tmp_path / f"runs/CartPole-v1__ppo__{seed}__now"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("global_step,episodic_return\n10,\n20,1\n30,2\n")
+    monkeypatch.setattr(sys, "argv", ["plot.py", "runs/*", "--out", "a.png"])
+    plot.main()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (runs,) = plot.groups(["runs/*"]).values()
+    assert [x.tolist() for x in runs[0]] == [[20, 30], [1, 2]]  # from the first finished episode on
+
+
+def test_the_results_are_those_of_the_commands_of_train_py_on_seeds_that_chose_no_defaults():
+    jobs = {job.command: job for job in train.jobs()}
+    commands = [row["command"] for row in plot.table("results.csv")]
+    assert len(commands) == len(set(commands))
+    assert set(commands) <= jobs.keys()
+    assert [row["command"] for row in plot.table("curves.csv")] == commands
+    assert min(job.seed for job in jobs.values()) == train.FIRST_SEED == 101
+    assert all(len(row["curve"]["step"]) <= train.POINTS for row in ROWS)
+
+
+def test_the_speeds_are_those_of_settings_that_the_scripts_have():
+    assert plot.distinct(plot.table("speed.csv"), "case") == list(speed.CASES)
+    for case in speed.CASES.values():
+        importlib.import_module(case.script).Args(**case.flags)
+
+
+# Documents
+
+
+@functools.cache
+def flags_of(path):
+    """The flags of a script: fields of Args, parameters of main, and what argparse gets."""
+    tree = ast.parse(path.read_text())
+    found = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    found = {text[2:].replace("-", "_") for text in found if text.startswith("--")}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Args":
+            found |= {field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            found |= {argument.arg for argument in node.args.args}
     return found
 
 
-def inline_dependencies(script):
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///\n", script.read_text(), re.MULTILINE).group(1)
-    block = re.sub(r"^# ?", "", block, flags=re.MULTILINE)
-    assert 'requires-python = ">=3.10"' in block
-    return ast.literal_eval(re.search(r"dependencies = (\[.*\])", block, re.DOTALL).group(1))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_files_and_flags_named_in_a_document_exist(path):
+    text = path.read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (path.parent / link).exists(), link
+    for file in re.findall(r"(?<![\w/~.-])(?:tests|benchmarks|docs)/[\w./-]*\w", text):
+        assert (ROOT / file).exists(), file
+    for module in re.findall(r"python -m (tests\.[\w.]*\w)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    commands = re.findall(r"(?:python|nproc-per-node \d) ((?:benchmarks/)?\w+\.py)([^\n`#;]*)", text)
+    commands += [(f"{x.replace('.', '/')}.py", rest) for x, rest in re.findall(r"python -m (tests\.\S+)(.*)", text)]
+    for file, rest in commands:
+        for flag in re.findall(r" --([a-z-]+)", rest.split("&&")[0]):
+            assert flag.removeprefix("no-").replace("-", "_") in {"help", *flags_of(ROOT / file)}, (file, flag)
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
-def test_inline_dependencies_are_lower_bounds_of_the_pinned_requirements(name):
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert all("==" in line for line in lines)
-    pinned = versions(lines)
-    dependencies = inline_dependencies(ROOT / f"{name}.py")
-    assert all(">=" in line for line in dependencies)
-    lower = versions(dependencies)
-    assert lower.keys() == pinned.keys() - FOR_TESTS - FOR_OTHERS[name]
-    for name, (bound,) in lower.items():
-        assert bound <= min(pinned[name])
+def test_flags_named_in_the_readme_are_those_of_a_script():
+    known = set.union(*(flags_of(ROOT / f"{name}.py") for name in ALL)) | {"help", "standalone", "nproc_per_node"}
+    named = re.findall(r"--([a-z][a-z-]+)", re.sub("<!--.*?-->", "", README))
+    assert {flag.replace("-", "_") for flag in named} <= known
 
 
-def test_the_pinned_requirements_support_the_oldest_python():
-    """As far as the installed packages tell, which must be the pinned ones for that."""
-    others = []
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"python_version": "3.10"}):
-            continue
-        installed = metadata(requirement.name)
-        if installed["Version"] in requirement.specifier:
-            assert "3.10" in SpecifierSet(installed["Requires-Python"] or ""), line
-        elif not requirement.marker or requirement.marker.evaluate():
-            others.append(f"{requirement.name} {installed['Version']}")
-    if others:
-        pytest.skip(f"not the pinned versions: {', '.join(others)}")
-
-
-@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
-def test_inline_dependencies_cover_the_imports(name):
-    tree = ast.parse((ROOT / f"{name}.py").read_text())
-    imports = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-    imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    foreign = {name.split(".")[0] for name in imports} - sys.stdlib_module_names
-    assert foreign == {"gymnasium", "matplotlib", "numpy", "psutil", "torch", "tqdm", "tyro", "wandb"} - FOR_OTHERS.get(
-        name, {"psutil"}
-    )
-    assert foreign <= versions(inline_dependencies(ROOT / f"{name}.py")).keys()
-
-
-@pytest.mark.parametrize("name", [*SCRIPTS, *OTHERS])
-def test_flags_in_the_readme_exist(name):
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-    commands = re.findall(rf"^.*\b{name}\.py\b.*$", blocks, re.MULTILINE)
-    assert commands
-    fields = importlib.import_module(name).Args.__dataclass_fields__
-    for line in commands:
-        for flag in re.findall(r"--([a-z-]+)", line.split(f"{name}.py", 1)[1]):
-            assert flag.removeprefix("no-").replace("-", "_") in {"help", *fields}, line
-
-
-def test_files_named_in_the_readme_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
-
-
-def test_ci_runs_the_tests_as_the_readme_says():
+def test_the_readme_and_ci_have_one_test_command():
     (line,) = [line for line in README.splitlines() if "python -m pytest" in line]
     assert line.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt && ")
     assert "grep -m 1 'python -m pytest' README.md" in (ROOT / ".ci/run").read_text()
-
-
-def test_the_other_ways_to_run_the_checks_use_the_same_versions():
-    (pinned,) = re.findall(r"^ruff==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
-    assert re.findall(r"ruff-pre-commit\n    rev: v(\S+)", hooks) == [pinned]
-    workflow = (ROOT / ".github/workflows/tests.yml").read_text()
-    (oldest,) = {
-        re.search(r'requires-python = ">=(.*)"', (ROOT / f"{name}.py").read_text()).group(1) for name in SCRIPTS
-    }
-    assert oldest in re.search(r"python: (\[.*\])", workflow).group(1)
-    assert workflow.count("pip install -r requirements.txt") == 2
+    assert line.split(" && ")[-1] in (ROOT / ".github/workflows/tests.yml").read_text()
 
 
 @pytest.mark.slow
@@ -120,21 +228,64 @@ def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name)
     """Its blocks from the environment to the agent loaded from a checkpoint, with a small budget."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    environment, train, reload = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    environment, training, loading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "thermostat.py").write_text(environment)
     monkeypatch.delitem(sys.modules, "thermostat", raising=False)
-    shown = {}
-    for block in (train, reload):
-        block = re.sub(r"total_timesteps=[\d_]+", f"total_timesteps={BUDGET}, eval_episodes=1", block)
-        block = re.sub(r"\bppo\b", name, block).replace("runs/NAME", str(next((tmp_path / "runs").glob("*"), "")))
-        exec(block.replace("ActorCritic", "QNetwork") if name == "dqn" else block, shown)
-        if block.startswith(f"import {name}") and "trained" not in shown:
-            shown["trained"] = shown["agent"]
-    assert_same_agent(shown["trained"], shown["agent"])
-    assert shown["trained"] is not shown["agent"]
+    trained, loaded = {}, {}
+    budget = "total_timesteps=4_096, eval_episodes=1"
+    exec(re.sub(r"total_timesteps=[\d_]+", budget, re.sub(r"\bppo\b", name, training)), trained)
+    (folder,) = (tmp_path / "runs").iterdir()
+    loading = re.sub(r"\bppo\b", name, loading).replace("runs/NAME", str(folder))
+    exec(loading.replace("ActorCritic", "QNetwork") if name == "dqn" else loading, loaded)
+    assert_same_agent(trained["agent"], loaded["agent"])
 
 
-BUDGET = 4_096
+@pytest.mark.slow
+def test_an_environment_next_to_the_script_is_found_by_the_readmes_command(tmp_path):
+    (command,) = re.findall(r"^python (ppo.py --env-id thermostat.*) --total", README, re.MULTILINE)
+    (tmp_path / "thermostat.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1])
+    (tmp_path / "ppo.py").write_text(TEXTS["ppo"])
+    done = run(sys.executable, *command.split(), "--total-timesteps", "2048", cwd=tmp_path)
+    assert done.stdout.startswith("eval: -"), done.stderr
+
+
+# Requirements and style
+
+
+def versions(requirements):
+    """{"numpy": (2, 2, 6)} of ["numpy==2.2.6; python_version < '3.11'"], whatever the comparison; the lowest."""
+    found = {}
+    for line in requirements:
+        name, version = re.match(r"([\w-]+)(?:\[.*\])?[=>]=([\d.]+)", line).groups()
+        version = tuple(map(int, version.split(".")))
+        found[name] = min(version, found.get(name, version))
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inline_dependencies_are_the_imports_and_lower_bounds_of_the_pinned_requirements(name):
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///\n", TEXTS[name], re.MULTILINE)[1].replace("#", "")
+    assert 'requires-python = ">=3.10"' in block
+    lower = versions(ast.literal_eval(re.search(r"dependencies = (\[.*\])", block, re.DOTALL)[1]))
+    pinned = versions((ROOT / "requirements.txt").read_text().splitlines())
+    assert [package for package, bound in lower.items() if bound > pinned[package]] == []
+    nodes = list(ast.walk(ast.parse(TEXTS[name])))
+    imports = [x.name for node in nodes if isinstance(node, ast.Import) for x in node.names]
+    imports += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    foreign = {x.split(".")[0] for x in imports} - sys.stdlib_module_names
+    assert foreign <= lower.keys() <= foreign | {"moviepy"}  # which Gymnasium imports
+
+
+def test_the_other_ways_to_run_the_checks_use_the_same_versions():
+    (pinned,) = re.findall(r"^ruff==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"ruff-pre-commit\n    rev: v{pinned} " in (ROOT / ".pre-commit-config.yaml").read_text()
+    assert 'python: ["3.10",' in (ROOT / ".github/workflows/tests.yml").read_text()  # the oldest
+
+
+def test_the_project_is_cited_by_one_title():
+    title = README.splitlines()[0].removeprefix("# ")
+    assert f"title  = {{{title}}}" in README
+    assert f'title: "{title}"' in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.parametrize("command", ["check", "format --check"])

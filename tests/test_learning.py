@@ -1,127 +1,60 @@
-"""What each agent must be able to learn: probe environments, each asking for one ability, then the classics."""
+"""What each script learns, run as a user runs it: a command, an environment, a budget, the result it must reach."""
 
-import importlib
+import csv
 
-import gymnasium as gym
 import pytest
-import torch
 
-import dqn
-from tests.helpers import FAMILY, SCRIPTS, command, evaluation, metrics, run
+from tests.helpers import command, evaluation, run
 
 pytestmark = pytest.mark.slow
 
-BUDGET = {"vpg": 20_480, "a2c": 40_960, "trpo": 40_960, "ppo": 20_480, "dqn": 8_192}  # all else: the defaults
-AGENTS = {name: {} for name in SCRIPTS}
-AGENTS |= {"vpg total-return": {"form": "total-return"}, "vpg reward-to-go": {"form": "reward-to-go"}}
-AGENTS |= {"vpg baseline": {"form": "baseline"}, "ppo penalty": {"objective": "penalty"}}
+
+def mean_return(folder):
+    """Of the final evaluation: 10 episodes with greedy actions."""
+    return evaluation(folder)["mean"]
 
 
-def train(tmp_path, agent, env_id, **flags):
-    name = agent.split()[0]
-    module = importlib.import_module(name)
-    flags = {"total_timesteps": BUDGET[name]} | AGENTS[agent] | flags
-    return module.train(module.Args(env_id=env_id, run_dir=str(tmp_path / "run"), **flags))
+def table(folder):
+    """The row of table.csv of the only agent."""
+    (row,) = csv.DictReader((folder / "table.csv").open())
+    return {name: float(row[name]) for name in row if name != "agent"}
 
 
-def mean_return(tmp_path):
-    return evaluation(tmp_path / "run")["mean"]
+def best_arm(folder):
+    """Percentage of the pulls that were of the best arm, in the last 100 steps of 200 bandits."""
+    return table(folder)["best_arm"]
 
 
-def values(agent, *observations):
-    """Values of (sign, t) in the environment's own rewards."""
-    obs = torch.tensor(observations, dtype=torch.float32)
-    value = agent.q(obs).amax(-1) if isinstance(agent, dqn.QNetwork) else agent.value(obs)
-    return (value * agent.reward_norm.std).tolist()
+def gap_to_the_optimum(folder):
+    """Expected return of the greedy policy of Q, less that of the best policy; the mean of 10 runs."""
+    return table(folder)["greedy"] - table(folder)["optimum"]
 
 
-# Values
+def win_rate(folder):
+    """How often the judge prefers a response of the policy to one of the reference that it started from."""
+    return evaluation(folder)["win_rate"]
 
 
-@pytest.mark.parametrize("agent", SCRIPTS)
-def test_values_depend_on_the_observation(tmp_path, agent):
-    agent = train(tmp_path, agent, "ProbeRewardFromObservation-v0")
-    assert values(agent, (1, 0), (-1, 0)) == pytest.approx([1, -1], abs=0.1)
+CARTPOLE = {"env_id": "CartPole-v1"}
+CLIFF = {"env_id": "CliffWalking-v1", "agents": "q-learning", "runs": 10}
+REVIEWS = {"sft_steps": 300, "num_comparisons": 3_000, "reward_epochs": 3, "eval_responses": 960}
+
+# The seed is that of the default flags, and was not chosen. Of 100 seeds, a2c.py fails with 2 and dqn.py with 1.
+LEARNS = {  # script: environment and budget, what is measured, threshold; all else: the defaults
+    "bandit.py": ({"agents": "thompson", "steps": 1_000}, best_arm, 85),
+    "tabular.py": (CLIFF | {"steps": 20_000}, gap_to_the_optimum, 0),
+    "vpg.py": (CARTPOLE | {"total_timesteps": 100_000}, mean_return, 475),
+    "a2c.py": (CARTPOLE | {"total_timesteps": 200_000}, mean_return, 475),
+    "trpo.py": (CARTPOLE | {"total_timesteps": 100_000}, mean_return, 475),
+    "ppo.py": (CARTPOLE | {"total_timesteps": 100_000}, mean_return, 475),
+    "dqn.py": (CARTPOLE | {"total_timesteps": 50_000}, mean_return, 475),
+    "rlhf.py": (REVIEWS | {"iterations": 15}, win_rate, 0.7),
+}
 
 
-@pytest.mark.parametrize("agent", SCRIPTS)
-def test_a_reward_one_step_late_is_discounted_once(tmp_path, agent):
-    agent = train(tmp_path, agent, "ProbeRewardOneStepLate-v0", gamma=0.5)
-    assert values(agent, (1, 0), (1, 1), (-1, 0), (-1, 1)) == pytest.approx([0.5, 1, -0.5, -1], abs=0.1)
-
-
-@pytest.mark.parametrize("agent", SCRIPTS)
-def test_a_time_limit_does_not_lower_the_value(tmp_path, agent):
-    """Reward 1 at each step has the value 1 / (1 - gamma) = 10, though no episode lasts longer than 10 steps."""
-    agent = train(tmp_path, agent, "ProbeTimeLimit-v0", gamma=0.9)
-    assert values(agent, (1, 0)) == pytest.approx([10], abs=1)
-
-
-# Actions
-
-
-@pytest.mark.parametrize("agent", [agent for agent in AGENTS if agent != "dqn"])
-def test_the_better_action_becomes_the_likely_one(tmp_path, agent):
-    agent = train(tmp_path, agent, "ProbeRewardFromAction-v0")
-    probabilities = agent.policy(torch.tensor([[1.0, 0.0]])).params.exp().flatten()
-    assert probabilities[0] > 0.95
-
-
-@pytest.mark.parametrize(
-    ("env_id", "best"),
-    [
-        ("ProbeRewardFromBoth-v0", 1),
-        ("ProbeUnbounded-v0", 0),
-        ("ProbeMultiDiscrete-v0", 2),
-        ("ProbeShifted-v0", 1),
-        ("ProbeDict-v0", 1),
-    ],
-)
-@pytest.mark.parametrize("agent", [*FAMILY, "vpg total-return", "ppo penalty"])
-def test_actions_depend_on_the_observation(tmp_path, agent, env_id, best):
-    train(tmp_path, agent, env_id)
-    assert mean_return(tmp_path) == pytest.approx(best, abs=0.1)
-
-
-@pytest.mark.parametrize("env_id", ["ProbeRewardFromBoth-v0", "ProbeShifted-v0", "ProbeDict-v0"])
-def test_values_choose_the_right_action(tmp_path, env_id):
-    train(tmp_path, "dqn", env_id)
-    assert mean_return(tmp_path) == 1
-
-
-@pytest.mark.parametrize("agent", ["trpo", "ppo", "ppo penalty"])
-def test_actions_find_their_place_between_bounds(tmp_path, agent):
-    """The mean first saturates at a bound and takes most of the default budget to come back.
-
-    vpg and a2c do not: nothing limits their steps, and beyond the bound all actions are worth the same.
-    """
-    train(tmp_path, agent, "ProbeContinuous-v0", total_timesteps=100_000)
-    assert mean_return(tmp_path) == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.parametrize("agent", SCRIPTS)
-def test_actions_depend_on_the_image(tmp_path, agent):
-    """With fewer passes over fewer images than by default: convolutions are slow."""
-    fewer = {"trpo": {"value_epochs": 5}, "dqn": {"batch_size": 16, "gradient_steps": 8}}
-    train(tmp_path, agent, "ProbeImage-v0", total_timesteps=2_560, **fewer.get(agent, {}))
-    assert mean_return(tmp_path) == 1
-
-
-# Whole runs, as a user runs them
-
-
-@pytest.mark.parametrize("agent", [*SCRIPTS, "ppo penalty"])
-def test_cartpole_is_solved_from_the_command_line(tmp_path, agent):
-    script = f"{agent.split()[0]}.py"
-    done = run(*command(script=script, env_id="CartPole-v1", run_dir="run", **AGENTS[agent]), cwd=tmp_path)
+@pytest.mark.parametrize("script", LEARNS)
+def test_each_script_reaches_its_threshold(tmp_path, script):
+    flags, measure, threshold = LEARNS[script]
+    done = run(*command(script=script, run_dir="run", **flags), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert mean_return(tmp_path) >= gym.spec("CartPole-v1").reward_threshold == 475
-
-
-@pytest.mark.parametrize("seed", range(101, 111))
-def test_ppo_stays_at_the_highest_return(tmp_path, seed):
-    """With a lambda of 0.95 instead, it fails on one seed in ten: solved after 40,000 steps, and lost again later."""
-    train(tmp_path, "ppo", "CartPole-v1", total_timesteps=100_000, seed=seed)
-    assert mean_return(tmp_path) >= 475
-    returns = [float(row["episodic_return"] or 0) for row in metrics(tmp_path / "run")]
-    assert min(returns[-10:]) >= 475
+    assert measure(tmp_path / "run") >= threshold

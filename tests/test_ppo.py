@@ -1,10 +1,31 @@
-"""The mathematics of ppo.py, against definitions, closed forms and numbers that can be checked by hand."""
+"""The equations of ppo.py, against definitions and numbers that can be checked by hand."""
+
+from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 import ppo
-from tests.helpers import ENVIRONMENTS, SHORT, make_agent, make_batch, make_penalty
+from tests.helpers import ENVIRONMENTS, TINY, GradientDescent, make_agent, make_batch, make_penalty, metrics, vector
+
+LR = 1.0
+
+
+def make(env_id="CartPole-v1", optimizer=GradientDescent, **flags):
+    """Agent, optimizer, penalty and flags; one minibatch is the whole batch."""
+    agent, args = make_agent(ppo, env_id, **{"num_minibatches": 1, "max_grad_norm": float("inf")} | flags)
+    return agent, optimizer(agent.parameters(), args), make_penalty(), args
+
+
+def descend(agent, loss):
+    """One step of gradient descent."""
+    loss.backward()
+    with torch.no_grad():
+        for param in agent.parameters():
+            param -= LR * (0 if param.grad is None else param.grad)
+
 
 # Objectives
 
@@ -22,11 +43,10 @@ from tests.helpers import ENVIRONMENTS, SHORT, make_agent, make_batch, make_pena
     ],
 )
 def test_clipped_objective_by_hand(ratio, adv, objective, slope):
-    ratio = torch.tensor([ratio], requires_grad=True)
-    result = ppo.clip_objective(ratio, torch.tensor([adv]), 0.2)
-    result.backward()
-    assert result.item() == pytest.approx(objective)
-    assert ratio.grad.item() == pytest.approx(slope)
+    ratio = torch.full((2,), ratio, requires_grad=True)  # two equal rows
+    mean = ppo.clip_objective(ratio, torch.full((2,), adv), 0.2)
+    mean.backward()
+    assert [mean.item(), *ratio.grad.tolist()] == pytest.approx([objective, slope / 2, slope / 2])
 
 
 def test_penalized_objective_by_hand():
@@ -35,64 +55,62 @@ def test_penalized_objective_by_hand():
     assert ppo.penalty_objective(ratio, adv, kl, beta=10).item() == pytest.approx(-1.5)
 
 
-@pytest.mark.parametrize(
-    ("kl", "beta"),
-    [(0.0, 1.0), (0.006, 1.0), (0.007, 2.0), (0.01, 2.0), (0.0149, 2.0), (0.0151, 4.0), (1.0, 4.0)],
-)
-def test_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_three_halves(kl, beta):
-    assert ppo.adapt_beta(2.0, kl, penalty_kl=0.01) == beta
+def test_beta_halves_below_two_thirds_of_the_target_and_doubles_above_three_halves():
+    kls = 0.0, 0.0066, 0.0067, 0.01, 0.0149, 0.0151, 1.0
+    assert [ppo.adapt_beta(2.0, kl, penalty_kl=0.01) for kl in kls] == [1, 1, 2, 2, 2, 4, 4]
 
 
-def test_penalty_can_come_back_from_any_number_of_halvings():
-    beta = 1.0
-    for _ in range(2000):
-        beta = ppo.adapt_beta(beta, kl=0.0, penalty_kl=0.01)
-    assert ppo.adapt_beta(beta, kl=1.0, penalty_kl=0.01) > beta > 0
+def test_beta_stays_between_limits_because_doubling_0_would_leave_it_0():
+    assert ppo.adapt_beta(1e-4, kl=0.0, penalty_kl=0.01) == 1e-4
+    assert ppo.adapt_beta(1e4, kl=1.0, penalty_kl=0.01) == 1e4
 
 
 # The update
 
 
-def make(env_id="CartPole-v1", **flags):
-    """Agent, optimizer, penalty and flags."""
-    agent, args = make_agent(ppo, env_id, **flags)
-    return agent, ppo.Adam(agent.parameters(), args), make_penalty(), args
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_the_first_gradient_step_is_that_of_a2c(env_id, objective):
+    agent, optimizer, penalty, args = make(env_id, objective=objective, vf_coef=0.3, ent_coef=0.2, update_epochs=1)
+    batch, expected = make_batch(ppo, agent), deepcopy(agent)
+    batch = batch._replace(adv=5 + 3 * batch.adv)  # of standard deviation 2.7
+    pi, adv = expected.policy(batch.obs), (batch.adv - 5) / (2.7 + 0.1)
+    value_loss = ((expected.value(batch.obs) - batch.ret) ** 2).mean()
+    descend(expected, -(pi.log_prob(batch.act) * adv).mean() + 0.3 * value_loss - 0.2 * pi.entropy().mean())
+    ppo.update(agent, optimizer, penalty, batch, LR, args)
+    torch.testing.assert_close(vector(agent.parameters()), vector(expected.parameters()), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("objective", ["clip", "penalty"])
-def test_at_ratio_one_both_gradients_are_the_policy_gradient(env_id, objective):
-    agent, *_ = make(env_id)
-    obs, act, adv, *_ = make_batch(ppo, agent)
+def test_in_the_second_gradient_step_the_ratio_is_clipped_or_the_kl_penalized(env_id, objective):
+    flags = {"objective": objective, "clip_coef": 0.05, "penalty_kl": 1e-4, "vf_coef": 0.0}
+    agent, optimizer, penalty, args = make(env_id, update_epochs=1, **flags)
+    (obs, act, adv, *_) = batch = make_batch(ppo, agent)
+    pi_old = deepcopy(agent).policy(obs)
+    found = ppo.update(agent, optimizer, penalty, batch, LR, args)
     pi = agent.policy(obs)
-    old_pi = agent.distribution(pi.params.detach())
-    ratio = (pi.log_prob(act) - old_pi.log_prob(act)).exp()
-    if objective == "clip":
-        surrogate = ppo.clip_objective(ratio, adv, 0.2)
-    else:
-        surrogate = ppo.penalty_objective(ratio, adv, old_pi.kl(pi), 3.0)
-    parameters = list(agent.actor.parameters())
-    plain = torch.autograd.grad((agent.policy(obs).log_prob(act) * adv).mean(), parameters)
-    for ours, theirs in zip(torch.autograd.grad(surrogate, parameters), plain):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    ratio, kl = (pi.log_prob(act) - pi_old.log_prob(act)).exp(), pi_old.kl(pi).mean()
+    clipped = ((ratio < 0.95) | (ratio > 1.05)).float().mean()
+    assert 0.05 < clipped < 0.95
+    assert (found["kl"], found["clip_fraction"]) == pytest.approx((kl.item(), clipped.item()), rel=1e-3)
+    assert (found["beta"], penalty.beta) == ((1, 2) if objective == "penalty" else (None, 1))  # the KL is above target
+
+    counts = torch.where(adv > 0, ratio < 1.05, ratio > 0.95)  # in the clipped objective
+    descend(agent, -(ratio * adv * counts).mean() if objective == "clip" else 3 * kl - (ratio * adv).mean())
+    other, optimizer, penalty, args = make(env_id, update_epochs=2, **flags)
+    penalty.beta.fill_(3)  # the first step does not depend on it: the KL of equal policies has no gradient
+    ppo.update(other, optimizer, penalty, batch, LR, args)
+    torch.testing.assert_close(vector(other.parameters()), vector(agent.parameters()), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_the_first_ratio_of_every_update_is_one(tmp_path, spy, env_id):
-    """The observation statistics change after the update, so pi_old is the policy that acted, not only its weights."""
-    acted, improved = [], []
-    for distribution in (ppo.Categorical, ppo.Gaussian):
-        spy(distribution, "sample", note=lambda pi: acted.append(pi.params))
-    spy(ppo, "update", note=lambda agent, *rest: improved.append(agent.policy(rest[2].obs).params.detach()))
-    ratios = spy(ppo, "clip_objective", note=lambda ratio, *_: ratio.detach())
-    ppo.train(ppo.Args(env_id=env_id, run_dir=str(tmp_path), **SHORT))
-
-    T, passes = SHORT["num_steps"], 8 * 8
-    assert len(improved) == 10
-    for i, params in enumerate(improved):
-        torch.testing.assert_close(torch.cat(acted[i * T : (i + 1) * T]), params)
-        torch.testing.assert_close(ratios[i * passes], torch.ones(16), atol=1e-5, rtol=0)
-        assert (ratios[(i + 1) * passes - 1] - 1).abs().max() > 1e-3  # the last one is not
+def test_losses_are_means_over_the_minibatches():
+    agent, optimizer, penalty, args = make(num_minibatches=4)
+    batch = make_batch(ppo, agent)
+    found = ppo.update(agent, optimizer, penalty, batch, 0.0, args)  # nothing is learned
+    assert found["value_loss"] == pytest.approx(((agent.value(batch.obs) - batch.ret) ** 2).mean().item())
+    assert found["entropy"] == pytest.approx(agent.policy(batch.obs).entropy().mean().item())
+    assert found["policy_loss"] == pytest.approx(0, abs=1e-6)  # of standardized advantages at ratio 1
 
 
 def test_minibatches_show_every_row_once_an_epoch():
@@ -107,60 +125,54 @@ def test_minibatches_show_every_row_once_an_epoch():
     assert seen[:12].tolist() != seen[12:].tolist()
 
 
-def test_learning_stops_when_the_policy_has_moved_by_target_kl():
-    agent, optimizer, penalty, args = make(target_kl=1e-9, update_epochs=4, num_minibatches=4)
-    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args.learning_rate, args)
-    assert optimizer.steps == 1  # of 16: the first minibatch finds a KL of 0, the second one above the target
+@pytest.mark.parametrize(("target", "steps"), [(0.9, 1), (1.1, 2)])
+def test_an_update_ends_when_the_mean_kl_exceeds_target_kl(spy, target, steps):
+    """The target as a multiple of the KL after one step; there would be 4 steps if nothing ended the update."""
+    agent, *rest, args = make(update_epochs=1)
+    kl = ppo.update(agent, *rest, make_batch(ppo, agent), 0.1, args)["kl"]
+    agent, optimizer, penalty, args = make(update_epochs=4, target_kl=target * kl)
+    seen = spy(GradientDescent, "step")
+    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), 0.1, args)
+    assert len(seen) == steps
 
 
-@pytest.mark.parametrize(("learning_rate", "beta"), [(1e-6, 0.5), (1e-1, 2.0)])
-def test_update_adapts_the_penalty_to_the_distance_that_it_moved(learning_rate, beta):
-    agent, optimizer, penalty, args = make(objective="penalty", learning_rate=learning_rate)
-    assert penalty.beta == 1
-    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args.learning_rate, args)
-    assert penalty.beta == beta
+def test_gradients_are_clipped_to_max_grad_norm_and_reported_as_they_were():
+    agent, optimizer, penalty, args = make(optimizer=ppo.Adam, max_grad_norm=1e-3, update_epochs=1)
+    norm = ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), 1e-3, args)["grad_norm"]
+    assert norm > 1e-2
+    assert clip_grad_norm_(agent.parameters(), 1).item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_larger_penalty_moves_the_policy_less():
-    distances = []
-    for beta in (0.0, 1.0, 100.0):
-        agent, optimizer, penalty, args = make(objective="penalty")
-        penalty.beta.fill_(beta)
-        distances.append(ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args.learning_rate, args)["kl"])
-    assert distances == sorted(distances, reverse=True)
-    assert distances[0] > 2 * distances[2]
+def test_a_rollout_is_split_into_equal_minibatches_of_two_or_more():
+    for num_steps, parts, valid in (8, 8, True), (6, 4, True), (7, 8, False), (8, 16, False), (9, 7, False):
+        with nullcontext() if valid else pytest.raises(ValueError, match="equal parts of 2 or more"):
+            ppo.check_batch(ppo.Args(num_envs=2, num_steps=num_steps, num_minibatches=parts))
 
 
-def test_a_smaller_clip_coef_moves_the_policy_less():
-    """With clip_coef 0, a ratio above 1 gains nothing more, so after one step only the wrong side has a gradient."""
-    distances = []
-    for clip_coef in (0.5, 0.2, 0.01):
-        agent, optimizer, penalty, args = make(clip_coef=clip_coef, learning_rate=1e-2)
-        distances.append(ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args.learning_rate, args)["kl"])
-    assert distances == sorted(distances, reverse=True)
-    assert distances[0] > 2 * distances[2]
+# Whole runs, of ten rollouts
 
 
-@pytest.mark.parametrize("objective", ["clip", "penalty"])
-def test_update_makes_better_actions_likelier_and_worse_ones_rarer(objective):
-    agent, optimizer, penalty, args = make(objective=objective)
-    batch = make_batch(ppo, agent)
-    before = agent.policy(batch.obs).log_prob(batch.act)
-    ppo.update(agent, optimizer, penalty, batch, args.learning_rate, args)
-    change = agent.policy(batch.obs).log_prob(batch.act) - before
-    assert (change * batch.adv).mean() > 0
+@pytest.mark.parametrize(("env_id", "distribution"), [("CartPole-v1", "Categorical"), ("Pendulum-v1", "Gaussian")])
+def test_the_old_policy_of_an_update_is_the_one_that_acted(tmp_path, spy, env_id, distribution):
+    """Statistics of observations are part of a policy: they change only after the update."""
+    acted = spy(getattr(ppo, distribution), "sample", note=lambda pi: pi)
+    updates = spy(ppo, "update", note=lambda agent, o, p, batch, *_: (agent.policy(batch.obs), batch.act))
+    ratios = spy(ppo, "clip_objective", note=lambda ratio, *_: ratio.detach())
+    args = ppo.Args(env_id=env_id, run_dir=str(tmp_path), **TINY["ppo"] | {"learning_rate": 0.01})
+    ppo.train(args)
+    assert len(updates) == 10
+    for i, (pi_old, act) in enumerate(updates):
+        steps = zip(acted[i * args.num_steps : (i + 1) * args.num_steps], act.split(args.num_envs))
+        torch.testing.assert_close(torch.cat([pi.log_prob(a) for pi, a in steps]), pi_old.log_prob(act))
+        first, *_, last = ratios[4 * i : 4 * i + 4]  # 2 passes of 2 minibatches
+        torch.testing.assert_close(first, torch.ones(16), atol=1e-5, rtol=0)
+        assert (last - 1).abs().max() > 1e-4
 
 
-def test_entropy_bonus_raises_entropy():
-    agent, optimizer, penalty, args = make("Pendulum-v1", ent_coef=1.0)
-    batch = make_batch(ppo, agent)._replace(adv=torch.zeros(64))  # no action better than another
-    before = agent.policy(batch.obs).entropy().mean()
-    ppo.update(agent, optimizer, penalty, batch, args.learning_rate, args)
-    assert agent.policy(batch.obs).entropy().mean() > before
-
-
-def test_gradient_is_no_longer_than_max_grad_norm():
-    agent, optimizer, penalty, args = make(max_grad_norm=1e-3, update_epochs=1, num_minibatches=1)
-    ppo.update(agent, optimizer, penalty, make_batch(ppo, agent), args.learning_rate, args)
-    grads = torch.cat([p.grad.flatten() for p in agent.parameters()])
-    assert grads.norm().item() == pytest.approx(1e-3, rel=1e-3)
+def test_beta_starts_at_1_and_each_update_hands_on_what_it_adapted(tmp_path):
+    ppo.train(ppo.Args(objective="penalty", run_dir=str(tmp_path), **TINY["ppo"]))
+    rows, beta = metrics(tmp_path), 1.0
+    for row in rows:
+        assert float(row["beta"]) == beta
+        beta = ppo.adapt_beta(beta, float(row["kl"]), 0.01)
+    assert beta != 1

@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 import tabular
-from tests.test_family import ROOT
+from tests.helpers import ROOT
 
 # Models
 

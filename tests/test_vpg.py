@@ -5,14 +5,13 @@ variances are exact.
 """
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
 
 import vpg
-from tests.helpers import SHORT, GradientDescent, column, flags, make_agent, policy_params, watch_steps
+from tests.helpers import column, flags, make_agent, make_batch, update, watch_steps
 
 FORMS = "total-return", "reward-to-go", "baseline", "gae"
 
@@ -67,13 +66,10 @@ class Enumeration:
         return mean, (probability * (gradients - mean) ** 2).sum()
 
 
-def test_probabilities_of_all_episodes_sum_to_one():
-    assert Enumeration().probability.sum().item() == pytest.approx(1)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_each_weight_gives_the_exact_gradient_of_the_expected_return(form):
     world = Enumeration()
+    assert world.probability.sum().item() == pytest.approx(1)
     mean, _ = world.mean_and_variance(form, gamma=1.0)
     torch.testing.assert_close(mean, world.gradient(gamma=1.0))
 
@@ -154,6 +150,7 @@ def test_without_a_critic_a_time_limit_ends_the_return_and_with_one_it_does_not(
     assert cut["reward-to-go"].flatten().tolist() == [2, 2, 8]
     assert cut["baseline"].flatten().tolist() == [1 + 1 + 25, 2 + 50, 8 + 50]
     assert torch.equal(cut["gae"], cut["baseline"])  # lambda = 1
+    assert vpg.reward_to_go(REW, NEVER, 0.5).flatten().tolist() == [1 + 2 / 2 + 8 / 4, 2 + 8 / 2, 8]
 
 
 # Whole episodes
@@ -166,18 +163,20 @@ def test_an_episode_counts_if_it_began_in_time():
     assert vpg.started_before(5, done).all()
 
 
-FEW = SHORT | {"num_envs": 3, "num_steps": 20, "total_timesteps": 600}
-ENDLESS = {"env_id": "ProbeTimeLimit-v0", "num_steps": 15, "gamma": 1.0}
+FEW = {"num_envs": 3, "num_steps": 20, "total_timesteps": 600, "eval_episodes": 1}
+ENDLESS = {"env_id": "ProbeTimeLimit-v0", "gamma": 1.0}  # episodes of 10 steps, reward 1 at each
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, spy, form):
     rollouts, batches = spy(vpg, "psi", note=lambda *args: args[5]), spy(vpg, "update", note=lambda *args: args[3])
+    reports = spy(vpg.Run, "report", note=lambda run, rollout, metrics: rollout.done)
     vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW))
     assert len(rollouts) > 1
-    for done, batch in zip(rollouts, batches):
+    for done, batch, reported in zip(rollouts, batches, reports):
         used = vpg.started_before(20, done)
         assert len(batch.psi) == used.sum()
+        assert torch.equal(reported, done & used)
         if form in vpg.WITHOUT_CRITIC:
             last = used.int().sum(0) - 1
             assert used[:20].all()  # nothing that could be used is thrown away
@@ -189,16 +188,6 @@ def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, sp
             assert used.all()
 
 
-def test_unfinished_episodes_are_played_to_their_end(tmp_path, spy):
-    """Where an episode lasts 10 steps, a rollout of T = 15 takes 20, and every return is whole."""
-    returns = spy(vpg, "reward_to_go", results=True)
-    vpg.train(vpg.Args(form="reward-to-go", run_dir=str(tmp_path), **FEW | ENDLESS))
-    for ret in returns:
-        assert ret.shape == (20, 3)
-        torch.testing.assert_close(ret[0] / ret[9], torch.full((3,), 10.0))
-    assert json.loads((tmp_path / "eval.json").read_text())["global_step"] == 600
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
     """The forms without a critic reset the environments before each rollout, which takes no checkpoint.
@@ -206,8 +195,7 @@ def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
     Here a rollout has 20 steps of 3 environments, and checkpoints are due at the start, at 240 and 480, and at the end.
     """
     saved = spy(vpg.Run, "save", note=lambda run: run.step)
-    flags = {"num_steps": 20, "checkpoint_every": 240}
-    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW | ENDLESS | flags))
+    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), checkpoint_every=240, **FEW | ENDLESS))
     assert saved == [0, 240, 480, 600]
 
 
@@ -215,61 +203,48 @@ def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
 
 
 def make(**more):
-    """Agent, optimizers, batch, flags. The psi have mean 0 and standard deviation 0.9, which update leaves alone."""
-    agent, args = make_agent(vpg, **more)
-    psi = torch.randn(64)
-    psi = 0.9 * (psi - psi.mean()) / psi.std()
-    batch = vpg.Batch(torch.randn(64, 4), torch.randint(2, (64, 1)), psi, torch.randn(64))
-    optimizers = [GradientDescent(params, args) for params in (policy_params(agent), agent.critic.parameters())]
-    return agent, optimizers, batch, args
+    """Agent, batch, flags; gradients are not clipped."""
+    agent, args = make_agent(vpg, max_grad_norm=float("inf"), **more)
+    return agent, make_batch(vpg, agent), args
 
 
-def test_the_policy_takes_one_step_along_the_weighted_score():
-    agent, optimizers, batch, args = make(max_grad_norm=float("inf"))
+def test_the_policy_takes_one_step_along_the_score_weighted_by_standardized_psi():
+    agent, batch, args = make()
     before = [p.clone() for p in agent.actor.parameters()]
-    objective = (agent.policy(batch.obs).log_prob(batch.act) * batch.psi).mean()
+    batch = batch._replace(psi=5 + 3 * batch.psi)  # now the mean is 5 and the standard deviation 2.7
+    objective = (agent.policy(batch.obs).log_prob(batch.act) * (batch.psi - 5) / (2.7 + 0.1)).mean()
     gradient = torch.autograd.grad(objective, list(agent.actor.parameters()))
-    vpg.update(agent, *optimizers, batch, 0.1, args)
+    metrics = update(vpg, agent, batch, args, lr=0.1)
+    assert metrics["policy_loss"] == pytest.approx(-objective.item(), abs=1e-6)
+    assert metrics["entropy"] == pytest.approx(np.log(2), abs=0.01)  # two actions, nearly uniform at first
     for p, start, g in zip(agent.actor.parameters(), before, gradient):
         torch.testing.assert_close(p, start + 0.1 * g)
 
 
 def test_the_values_take_several_steps_towards_the_returns():
-    agent, optimizers, batch, args = make(value_epochs=3, max_grad_norm=float("inf"))
+    agent, batch, args = make(value_epochs=3)
     reference = make()[0].critic
     for _ in range(3):
         loss = ((reference(batch.obs).squeeze(-1) - batch.ret) ** 2).mean()
         for p, g in zip(reference.parameters(), torch.autograd.grad(loss, list(reference.parameters()))):
             p.data -= 0.1 * g
-    vpg.update(agent, *optimizers, batch, 0.1, args)
+    update(vpg, agent, batch, args, lr=0.1)
     for ours, theirs in zip(agent.critic.parameters(), reference.parameters()):
         torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_the_step_of_the_policy_moves_no_value_and_the_steps_of_the_values_move_no_action(
-    tmp_path, spy, monkeypatch, env_id
-):
+def test_steps_of_the_policy_move_no_value_and_steps_of_the_values_no_action(tmp_path, spy, monkeypatch, env_id):
     """In two rollouts of one step on the policy and three on the values, in what order they are taken."""
     moved = watch_steps(vpg, spy, monkeypatch)
     vpg.train(vpg.Args(env_id=env_id, value_epochs=3, run_dir=str(tmp_path), **FEW | {"total_timesteps": 120}))
     assert moved == ([[True, False]] + [[False, True]] * 3) * 2  # [policy, critic]
 
 
-def test_a_constant_added_to_all_weights_changes_nothing():
-    agents = []
-    for constant in (0.0, 5.0):
-        agent, optimizers, batch, args = make()
-        vpg.update(agent, *optimizers, batch._replace(psi=batch.psi + constant), 0.1, args)
-        agents.append(agent)
-    for one, two in zip(*(agent.parameters() for agent in agents)):
-        torch.testing.assert_close(one, two)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_without_a_critic_fit_none(form):
-    agent, optimizers, batch, args = make(form=form)
+    agent, batch, args = make(form=form)
     before = [p.clone() for p in agent.critic.parameters()]
-    vpg.update(agent, *optimizers, batch, 0.1, args)
-    untouched = all(torch.equal(p, start) for p, start in zip(agent.critic.parameters(), before))
-    assert untouched == (form in vpg.WITHOUT_CRITIC)
+    metrics = update(vpg, agent, batch, args)
+    untouched = all(map(torch.equal, before, agent.critic.parameters()))
+    assert untouched == (metrics["value_loss"] == 0) == (form in vpg.WITHOUT_CRITIC)
