@@ -140,7 +140,7 @@ def kl_divergence(old, new):
 
 def flat_gradient(loss, params, **options):
     """Gradient of a scalar as one vector [P]; options are those of torch.autograd.grad."""
-    grads = torch.autograd.grad(loss, params, **options)
+    grads = torch.autograd.grad(loss, params, materialize_grads=True, **options)
     return torch.cat([grad.reshape(-1) for grad in grads])
 
 

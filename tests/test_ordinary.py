@@ -1,0 +1,246 @@
+"""What is ordinary in PyTorch works in a copied script: each test changes an agent or a run as a reader would."""
+
+import importlib
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Beta, Independent, Normal
+from torch.nn.utils import parametrizations, prune
+
+from tests.helpers import SCRIPTS, SHORT, VARIANTS, make_agent, make_batch, make_penalty, vector
+
+every_script = pytest.mark.parametrize("name", SCRIPTS)
+LR = 0.01
+
+
+def output(agent, obs):
+    """The action values or, as one number a row, policy and value."""
+    if hasattr(agent, "q"):
+        return agent.q(obs).detach()
+    with torch.no_grad():
+        return agent.policy(obs).log_prob(torch.zeros(len(obs), 1, dtype=torch.long)) + 10 * agent.value(obs)
+
+
+def body(agent):
+    """A network that every step trains."""
+    return agent.network if hasattr(agent, "network") else agent.critic
+
+
+class Trainee:
+    """An agent, its optimizers and a function that does one update on a fixed batch."""
+
+    def __init__(self, name):
+        module = importlib.import_module(name)
+        flags = {"update_epochs": 1, "num_minibatches": 1} if name == "ppo" else {}
+        self.agent, args = make_agent(module, **flags)
+        agent, self.optimizers = self.agent, []
+        if name == "dqn":
+            obs, act, ret = torch.randn(64, 4), torch.randint(2, (64,)), torch.randn(64)
+            batch = module.Batch(obs, act, ret, obs, torch.ones(64, dtype=torch.bool), torch.ones(64))
+            optimizer = self.add_optimizer(agent.network.parameters())
+            self.update = lambda: module.td_step(agent, optimizer, batch, args)
+            self.loss = lambda: (agent.q(obs).gather(-1, act[:, None])[:, 0] - ret).square().mean().item()
+            return
+        batch = make_batch(module, agent)
+        self.loss = lambda: (agent.value(batch.obs) - batch.ret).square().mean().item()
+        if name == "ppo":
+            optimizers = [self.add_optimizer(agent.parameters()), make_penalty()]
+        elif name == "trpo":
+            optimizers = [self.add_optimizer(agent.critic.parameters())]
+        else:
+            optimizers = [self.add_optimizer(agent.policy_parameters()), self.add_optimizer(agent.critic.parameters())]
+        more = [0.01] if name == "trpo" else []
+        self.update = lambda: module.update(agent, *optimizers, batch, *more, args)
+
+    def add_optimizer(self, params):
+        self.optimizers.append(torch.optim.Adam(params, lr=LR, eps=1e-5, fused=True))
+        return self.optimizers[-1]
+
+    def learns(self, updates=20):
+        before = self.loss()
+        for _ in range(updates):
+            self.update()
+        return self.loss() < 0.9 * before
+
+
+@every_script
+@pytest.mark.parametrize("between", ["nothing", "zero_grad", "double().float()", "deepcopy"])
+def test_the_loss_falls_whatever_is_done_to_the_agent_in_between(name, between):
+    trainee = Trainee(name)
+    if between == "zero_grad":
+        trainee.agent.zero_grad()
+    elif between == "double().float()":
+        trainee.agent.double().float()
+    elif between == "deepcopy":
+        deepcopy(trainee.agent)
+    assert trainee.learns()
+
+
+@every_script
+def test_a_second_optimizer_of_some_parameters_leaves_the_first_one_alone(name):
+    trainee = Trainee(name)
+    torch.optim.Adam(body(trainee.agent)[0].parameters())
+    before = [vector(layer.parameters()) for layer in (body(trainee.agent)[0], body(trainee.agent)[-1])]
+    assert trainee.learns()
+    after = [vector(layer.parameters()) for layer in (body(trainee.agent)[0], body(trainee.agent)[-1])]
+    assert not any(torch.equal(x, y) for x, y in zip(before, after))
+
+
+@every_script
+def test_a_layer_that_is_frozen_later_stays_as_it_is(name):
+    trainee = Trainee(name)
+    trainee.update()  # Adam has momentum now
+    layer = body(trainee.agent)[0].requires_grad_(False)
+    before = vector(layer.parameters())
+    assert trainee.learns()
+    assert torch.equal(vector(layer.parameters()), before)
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo"])
+def test_a_critic_that_is_frozen_later_stays_as_it_is(name):
+    trainee = Trainee(name)
+    trainee.update()
+    critic, actor = (vector(part.parameters()) for part in (trainee.agent.critic, trainee.agent.actor))
+    trainee.agent.critic.requires_grad_(False)
+    trainee.update()
+    assert torch.equal(vector(trainee.agent.critic.parameters()), critic)
+    assert not torch.equal(vector(trainee.agent.actor.parameters()), actor)
+
+
+def replace(network):
+    network[-1] = nn.utils.skip_init(nn.Linear, network[-1].in_features, network[-1].out_features)
+    nn.init.ones_(network[-1].weight)
+    nn.init.ones_(network[-1].bias)
+
+
+def load_assigned(network):
+    saved = {name: torch.full_like(x, 0.5) for name, x in network.state_dict().items()}
+    network.load_state_dict(saved, assign=True)
+
+
+CHANGES = {
+    "a layer is replaced": replace,
+    "a hook doubles a layer": lambda network: network[0].register_forward_hook(lambda layer, x, y: 2 * y),
+    "spectral norm": lambda network: parametrizations.spectral_norm(network[0]),
+    "pruning": lambda network: prune.l1_unstructured(network[0], "weight", 0.5),
+    "weights are loaded with assign=True": load_assigned,
+}
+
+
+@every_script
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_network_gives_other_outputs(name, change):
+    agent, _ = make_agent(importlib.import_module(name))
+    obs = torch.randn(5, 4)
+    before = output(agent, obs)
+    CHANGES[change](body(agent))
+    assert (output(agent, obs) - before).abs().max() > 1e-3
+
+
+@every_script
+def test_quantized_layers_are_used(name):
+    agent, _ = make_agent(importlib.import_module(name))
+    quantized = torch.ao.quantization.quantize_dynamic(deepcopy(agent), {nn.Linear}, torch.qint8)
+    obs = torch.randn(5, 4)
+    difference = (output(quantized, obs) - output(agent, obs)).abs().max()
+    assert 0 < difference < 1
+
+
+@every_script
+def test_functional_call_uses_the_parameters_it_is_given(name):
+    agent, _ = make_agent(importlib.import_module(name))
+    network, x = body(agent), torch.randn(5, 4)
+    zeros = {key: torch.zeros_like(param) for key, param in network.named_parameters()}
+    assert torch.func.functional_call(network, zeros, x).abs().max() == 0
+
+
+@every_script
+@pytest.mark.parametrize("learning_rate", [None, 2.5e-4])
+def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_path, monkeypatch, name, learning_rate):
+    """Without one, a quarter of that for vectors."""
+    module, rates = importlib.import_module(name), set()
+    step = torch.optim.Adam.step
+
+    def watched(optimizer):
+        rates.add(optimizer.param_groups[0]["lr"])
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    defaults = {"vpg": [7.5e-4], "a2c": [3.75e-4, 2.5e-3], "trpo": [7.5e-4], "ppo": [2.5e-4], "dqn": [5e-4]}[name]
+    expected = defaults if learning_rate is None else [learning_rate, *defaults[1:]]
+    small = {"num_envs": 2, "num_steps": 4, "total_timesteps": 8, "anneal_lr": False, "eval_episodes": 0}
+    small |= {"dqn": {"learning_starts": 8, "batch_size": 4}, "ppo": {"num_minibatches": 1}}.get(name, {})
+    flags = {"env_id": "ProbeImage-v0", "learning_rate": learning_rate, "run_dir": str(tmp_path)}
+    module.train(module.Args(**small | flags))
+    assert sorted(rates) == pytest.approx(sorted(expected))
+
+
+class SharedTrunk(nn.Module):
+    """An actor or a critic on top of a trunk that both share."""
+
+    def __init__(self, trunk, head):
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo"])
+def test_actor_and_critic_can_share_a_trunk(tmp_path, monkeypatch, name):
+    """Reward 1 for the right action, -1 for the wrong one, in episodes of one step."""
+    module = importlib.import_module(name)
+
+    class Shared(module.ActorCritic):
+        def __init__(self, obs_space, act_space, args):
+            super().__init__(obs_space, act_space, args)
+            trunk = self.actor[:-1]
+            self.actor, self.critic = SharedTrunk(trunk, self.actor[-1]), SharedTrunk(trunk, self.critic[-1])
+
+    monkeypatch.setattr(module, "ActorCritic", Shared)
+    flags = {"env_id": "ProbeRewardFromBoth-v0", "total_timesteps": 20_480, "run_dir": str(tmp_path)}
+    agent = module.train(module.Args(**flags))
+    assert agent.act([[1.0, 0.0], [-1.0, 0.0]], greedy=True).tolist() == [1, 0]
+
+
+class BetaPolicy(Independent):
+    """Beta distributions from 0 to 1, of which the environment clips nothing."""
+
+    def __init__(self, mean):
+        super().__init__(Beta(1 + nn.functional.softplus(mean), 1 + nn.functional.softplus(-mean)), 1)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dqn" and "async" not in variant])
+@pytest.mark.parametrize("kind", ["normal", "beta"])
+def test_the_policy_may_return_a_distribution_of_torch(tmp_path, monkeypatch, variant, kind):
+    """Normal distributions give the same log-probabilities as the script's own; Beta distributions train as well."""
+    name, flags = VARIANTS[variant]
+    module = importlib.import_module(name)
+    own = module.ActorCritic.policy
+
+    def policy(agent, obs):
+        pi = own(agent, obs)
+        return Independent(Normal(pi.mean, pi.std), 1) if kind == "normal" else BetaPolicy(pi.mean)
+
+    agent, _ = make_agent(module, "Pendulum-v1")
+    obs, act = torch.randn(7, 3), torch.rand(7, 1)
+    expected = agent.policy(obs)
+    monkeypatch.setattr(module.ActorCritic, "policy", policy)
+    if kind == "normal":
+        torch.testing.assert_close(agent.policy(obs).log_prob(act), expected.log_prob(act))
+        torch.testing.assert_close(agent.policy(obs).entropy(), expected.entropy())
+    start = vector(agent.actor.parameters())
+    trained = module.train(module.Args(env_id="Pendulum-v1", run_dir=str(tmp_path), **SHORT | flags))
+    assert not torch.equal(vector(trained.actor.parameters()), start)
+
+
+def test_trpo_knows_the_divergence_of_torchs_distributions():
+    import trpo
+
+    a, b = torch.randn(2, 7, 3)
+    log_std = torch.randn(3)
+    ours = trpo.kl_divergence(trpo.Gaussian(a, log_std), trpo.Gaussian(b, log_std + 1))
+    theirs = Independent(Normal(a, log_std.exp()), 1), Independent(Normal(b, (log_std + 1).exp()), 1)
+    torch.testing.assert_close(trpo.kl_divergence(*theirs), ours)
