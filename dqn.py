@@ -15,18 +15,20 @@ let a neural network learn such a Q:
 - A target network. Q on the right side is a copy of the network that changes slowly. Without it,
   each step toward the target moves the target as well, and the values can diverge.
 
-With one transition and no copy, it is online Q-learning, as in tabular.py, with a network in place
-of a table: --num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1
---learning-starts 1 --tau 1.
+With neither, and a table in place of the network, it is Q-learning as in tabular.py.
 
 Not in the paper:
-- double Q-learning (van Hasselt, Guez and Silver 2016): the maximum of noisy values is biased
-- n-step returns (Watkins 1989; Hessel et al. 2018): faster, but the later actions are off-policy
-- the target network moves a little after each step; the paper's: --tau 1 --target-interval 10000
-- several environments: fewer calls of the network
-- Adam with a decaying learning rate, clipped gradients, orthogonal first weights: dependable
-- observations and rewards are scaled by running statistics; the paper clips rewards to [-1, 1]
-- time limits bootstrap: the episode would have gone on
+- double Q-learning (van Hasselt, Guez and Silver 2016), because a maximum of noisy values is biased
+- n-step returns (Watkins 1989; Hessel et al. 2018): faster, though later actions are off-policy
+- a target network that moves a little after each step (Lillicrap et al. 2016), so that no step of
+  the targets is large; the paper's: --tau 1 --target-interval 10000
+- several environments, so that the network is called less often
+- Adam with a decaying learning rate, so that the last steps settle; RMSProp in the paper
+- observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
+  suits many environments; the paper clips rewards to [-1, 1]
+- gradient norms clipped, so that a rare, huge gradient does little harm
+- orthogonal first weights, so that layers keep the scale of their inputs
+- the value of the last state at a time limit, because the episode would have gone on
 Left out, of Rainbow (Hessel et al.): prioritized replay; dueling, distributional and noisy networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions; A actions.
@@ -43,6 +45,7 @@ import csv
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections import deque, namedtuple
@@ -59,7 +62,7 @@ from torch import nn
 from tqdm import tqdm
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
-Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; gamma^steps
+Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they reset it
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -101,13 +104,13 @@ class Args:
 
     def __new__(cls, **given):
         args = super().__new__(cls)
-        args.given = given  # see restore_flags
+        args.given = given  # with --resume, all other flags come from the checkpoint
         return args
 
     def __post_init__(self):
         restore_flags(self)
-        own = "num_steps gradient_steps batch_size n_step tau target_interval max_grad_norm"
-        check_flags(self, own)
+        positive = "num_steps", "gradient_steps", "batch_size", "n_step", "tau", "target_interval"
+        check_flags(self, *positive, "max_grad_norm")
         steps = self.num_envs * self.num_steps  # of a worker's rollout
         capacity = self.buffer_size // self.num_envs * self.num_envs
         if capacity < max(steps, self.learning_starts):
@@ -137,8 +140,7 @@ def td_step(agent, optimizer, batch, args):
     """Take one gradient step on the TD error; returns loss, mean Q and gradient norm, [3]."""
     with torch.no_grad():
         next_q = agent.target_q(batch.next_obs)
-        # Double Q-learning (van Hasselt et al. 2016, Eq. 4). The maximum of noisy values is biased
-        # upward, so one network chooses the action and the other evaluates it.
+        # Double Q-learning: one network chooses the action, the other evaluates it (Eq. 4 there).
         next_act = (agent.q(batch.next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
     q = agent.q(batch.obs).gather(-1, batch.act[:, None])[:, 0]
@@ -157,7 +159,7 @@ def td_step(agent, optimizer, batch, args):
 
 
 def update(agent, optimizer, replay, args):
-    """Take G gradient steps on replayed transitions; returns metrics, None until learning starts."""
+    """Take G gradient steps on replayed transitions; returns metrics, all None before the first."""
     names = "td_loss", "q_value", "grad_norm"
     if len(replay) < args.learning_starts:
         return dict.fromkeys(names)
@@ -185,17 +187,18 @@ def collect(agent, envs, obs, num_steps, epsilon):
 
 def train(args):
     """Train an agent and return it; its files are in the run's folder. Raises InputError."""
-    device, envs = setup_torch(args), make_envs(args)
+    device = setup_torch(args)  # threads, seed
+    envs = make_envs(args)
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
     optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
     replay = ReplayBuffer(envs.single_observation_space, args)
     with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
-            if run.checkpoint_due:  # also at first
-                replay.end_episodes()
+            if run.checkpoint_due:  # also before the first rollout
+                replay.end_episodes()  # the reset breaks them off
                 run.save()
-                obs = run.reset()  # as at the start of a resumed run, so that both go on alike
+                obs = run.reset()  # as a resumed run does, so that both go on alike, bit for bit
             progress = run.step / args.total_timesteps
             decay = 1 - progress if args.anneal_lr else 1
             optimizer.param_groups[0]["lr"] = learning_rate * decay
@@ -208,9 +211,9 @@ def train(args):
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)
 
-            # Improve by G gradient steps on replayed transitions.
+            # Update by G gradient steps on replayed transitions.
             metrics = update(agent, optimizer, replay, args)
-            run.report(rollout, metrics | {"epsilon": epsilon})  # counts the steps
+            run.report(rollout, metrics | {"epsilon": epsilon})  # adds to run.step
     return agent
 
 
@@ -253,8 +256,8 @@ class ReplayBuffer:
 
     def load_state_dict(self, saved):
         self.count = saved.get("count", 0)
-        for name, x in self.columns._asdict().items():
-            x[: len(self)] = saved.get(name, x[: len(self)])
+        for name in saved.keys() - {"count"}:
+            getattr(self.columns, name)[: len(self)] = saved[name]
 
     def add(self, rollout):
         """Store a rollout [T, N]."""
@@ -289,8 +292,8 @@ class ReplayBuffer:
 class RunningNorm(nn.Module):
     """Subtracts the running mean, divides by the running standard deviation and clips at 10.
 
-    Of uint8 images, it only subtracts the mean, whose gradient would swamp the rest and can turn
-    ReLUs off for good, and divides by 255.
+    Images of uint8 are only centered and divided by 255. Not centered, what they share would
+    dominate the gradients and could turn ReLUs off for good.
     """
 
     def __init__(self, shape, enabled):
@@ -351,16 +354,16 @@ def orthogonal(layer, gain=2**0.5):
 
 def feature_layers(shape, hidden_sizes):
     """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
-    layers, size = [], shape[0]
+    layers, size, activation = [], shape[0], nn.Tanh
     if len(shape) == 3:
         for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
             layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
             size = channels
         layers.append(nn.Flatten())
         size = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        return [*layers, orthogonal(nn.Linear(size, 512)), nn.ReLU()], 512
+        hidden_sizes, activation = (512,), nn.ReLU
     for hidden in hidden_sizes:
-        layers += [orthogonal(nn.Linear(size, hidden)), nn.Tanh()]
+        layers += [orthogonal(nn.Linear(size, hidden)), activation()]
         size = hidden
     return layers, size
 
@@ -383,7 +386,7 @@ class QNetwork(nn.Module):
         self.images = len(obs_space.shape) == 3
         self.network = network(obs_space.shape, args.hidden_sizes, int(act_space.n), 1)
         self.target = deepcopy(self.network).requires_grad_(False)
-        self.updates = nn.Buffer(torch.tensor(0))  # gradient steps so far
+        self.updates = nn.Buffer(torch.tensor(0))  # gradient steps so far; checkpoints hold it
 
     @property
     def device(self):
@@ -446,16 +449,16 @@ def wrap_observations(env):
     if len(shape) == 2 and space.dtype == np.uint8:  # a gray image
         shape = (1, *shape)
         env = wrappers.ReshapeObservation(env, shape)
-    if len(shape) != 3 or sorted(shape)[1] < 36:  # the convolutions need 36 x 36 pixels
-        env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
-        if (size := env.observation_space.shape[0]) > 5_000:
-            gym.logger.warn(f"not a single image, so {size:,} numbers for tanh layers: {space}")
-        return env
-    if shape[0] < shape[2]:  # the channels come first already
-        return env
-    low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
-    space = spaces.Box(low, high, dtype=space.dtype)
-    return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
+    if len(shape) == 3 and sorted(shape)[1] >= 36:  # large enough for the convolutions
+        if shape[0] < shape[2]:  # the channels come first already
+            return env
+        low, high = space.low.min(), space.high.max()
+        space = spaces.Box(low, high, (shape[2], *shape[:2]), space.dtype)
+        return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
+    env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
+    if (size := env.observation_space.shape[0]) > 5_000:
+        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for tanh layers")
+    return env
 
 
 def wrap_actions(env):
@@ -464,7 +467,7 @@ def wrap_actions(env):
     if not isinstance(space, spaces.Box):
         shifted = wrappers.TransformAction(env, lambda act: act + space.start, space)
         return shifted if np.any(space.start) else env
-    # Clip after rescaling, which may round beyond a bound. ClipAction would remove the bounds.
+    # The outer wrapper acts first, and may round beyond a bound. ClipAction would drop the bounds.
     env = wrappers.TransformAction(env, lambda act: np.clip(act, space.low, space.high), space)
     return wrappers.RescaleAction(env, -1, 1) if space.is_bounded() else env
 
@@ -491,9 +494,9 @@ class Run:
             self.restore(load(args.resume))
         self.start = time.perf_counter() - self.seconds
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        name = f"{name}-{os.urandom(3).hex()}".replace("/", "-").replace(":", "-")
-        resumed = Path(args.resume).parent if args.resume else Path("runs", name)
-        self.folder = Path(args.run_dir) if args.run_dir else resumed
+        name = re.sub("[/:]", "-", f"{name}-{os.urandom(3).hex()}")
+        default = Path(args.resume).parent if args.resume else Path("runs", name)
+        self.folder = Path(args.run_dir or default)
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
             self.open_files()
@@ -508,14 +511,14 @@ class Run:
         self.recent.extend(recent)
 
     def open_files(self):
-        args, path = self.args, self.folder / "metrics.csv"
-        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
-        if path.exists() and path.stat().st_size and not resumed:
-            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        args = self.args
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
-        self.metrics = open(path, "a", newline="")
+        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
+        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
+        if self.metrics.tell() and not resumed:
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
         self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))
+        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
         if args.track:
             import wandb
@@ -523,7 +526,7 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=asdict(args))
 
     def __enter__(self):
-        if WORKERS > 1:  # after the optimizer's import of torch._dynamo, which may abort the exit
+        if WORKERS > 1:  # only after the optimizer: what it imports would keep the group from ending
             torch.distributed.init_process_group()
         return self
 
@@ -561,8 +564,7 @@ class Run:
     def report(self, rollout, metrics):
         """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
         for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
-            self.current[0] += r
-            self.current[1] += 1
+            self.current += r, np.ones_like(r)
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
@@ -677,15 +679,17 @@ def restore_flags(args):
         vars(args).update({name: saved[name] for name in saved.keys() - kept})
 
 
-def check_flags(args, own):
-    """Raise InputError if one of a script's own flags, or of the shared ones, is not positive."""
-    for name in [*own.split(), "num_envs", "learning_rate", "checkpoint_every"]:
+def check_flags(args, *positive):
+    """Raise InputError for flags that make no sense."""
+    for name in (*positive, "num_envs", "learning_rate", "checkpoint_every"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be positive")
     rollout = args.num_envs * args.num_steps * WORKERS
     if args.total_timesteps < rollout:
         raise InputError(f"--total-timesteps {args.total_timesteps}: a rollout has {rollout} steps")
+    if args.render and args.capture_video:
+        raise InputError("--render: not together with --capture-video")
 
 
 def load(path):

@@ -20,17 +20,18 @@ What changed from a2c.py: the natural gradient step, not Adam, updates the polic
 the critic, for --value-epochs gradient steps on the full batch. There is no entropy bonus.
 
 Not in the paper:
-- a critic and generalized advantages (GAE) in place of sampled returns: less variance
-- advantages are standardized per batch, plus 0.1, as in a2c.py; their scale cancels in the step
-- delta decays to 0 over the run: the last steps settle
-- damping, a multiple of the identity, is added to H: H is singular where actions do not matter
-- observations and rewards are scaled by running statistics and clipped at 10: one set of flags
-- gradients are clipped: a rare, huge one does little harm
-- weights start orthogonal, the policy's last ones small: it begins nearly independent of the state
-- the mean of bounded actions goes through tanh: it cannot leave the bounds
-- time limits bootstrap: the episode would have gone on
-Left out: vine sampling (Section 5.2), Fisher-vector products on a tenth of the batch. New statistics
-of observations also change the policy a little, outside the constraint.
+- a critic and generalized advantages (GAE) in place of sampled returns, for less variance
+- standardized advantages, as in a2c.py; their scale cancels in the step
+- a delta that decays to 0 over the run, so that the last steps settle
+- damping, a multiple of I added to H, which is singular along what does not change the policy
+- observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
+  suits many environments
+- gradient norms clipped, so that a rare, huge gradient does little harm
+- orthogonal first weights, small in the policy's last layer, so that all actions are tried
+- tanh on the mean of bounded actions, so that it cannot leave the bounds
+- the value of the last state at a time limit, because the episode would have gone on
+- new statistics of observations, which change the policy a little outside the constraint
+Left out: vine sampling (Section 5.2), Fisher-vector products on a tenth of the batch.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components; P parameters of pi.
 """
@@ -46,6 +47,7 @@ import csv
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections import deque, namedtuple
@@ -61,7 +63,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-ADV_STD_EPS = 0.1  # added to the standard deviation of advantages
+ADV_STD_EPS = 0.1
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
 Batch = namedtuple("Batch", "obs act adv ret")  # [B, ...]; ret: V's targets
 
@@ -94,7 +96,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they reset it
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -102,12 +104,13 @@ class Args:
 
     def __new__(cls, **given):
         args = super().__new__(cls)
-        args.given = given  # see restore_flags
+        args.given = given  # with --resume, all other flags come from the checkpoint
         return args
 
     def __post_init__(self):
         restore_flags(self)
-        check_flags(self, "max_kl cg_iters line_search_steps num_steps value_epochs max_grad_norm")
+        positive = "max_kl", "cg_iters", "line_search_steps", "num_steps", "value_epochs"
+        check_flags(self, *positive, "max_grad_norm")
         if self.num_envs * self.num_steps < 2:  # the standard deviation of one sample is undefined
             raise InputError("--num-steps 1: with --num-envs 1, must be at least 2")
 
@@ -128,7 +131,7 @@ def surrogate(pi, logp_old, act, adv):
 
 
 def kl_divergence(old, new):
-    """KL(old || new) in closed form, [B]; torch knows those of its own distributions."""
+    """KL(old || new) in closed form, [B]; policy may also return distributions that torch knows."""
     if isinstance(old, Categorical):
         return (old.logits.exp() * (old.logits - new.logits)).sum((-1, -2))
     if isinstance(old, Gaussian):
@@ -179,8 +182,10 @@ def natural_gradient_step(fvp, g, max_kl, iterations):
 @torch.no_grad()
 def line_search(surrogate_and_kl, params, step, max_kl, shrink, tries):
     """Take the longest of step, shrink * step, ... that improves the surrogate within max_kl; returns its fraction."""
-    start, (before, _) = parameters_to_vector(params), surrogate_and_kl()
-    for fraction in (shrink**i for i in range(tries)):
+    start = parameters_to_vector(params)
+    before, _ = surrogate_and_kl()
+    for i in range(tries):
+        fraction = shrink**i
         vector_to_parameters(start + fraction * step, params)
         objective, kl = surrogate_and_kl()
         if objective > before and kl <= max_kl:  # false if either is nan
@@ -245,15 +250,16 @@ def collect(agent, envs, obs, num_steps):
 
 def train(args):
     """Train an agent and return it; its files are in the run's folder. Raises InputError."""
-    device, envs = setup_torch(args), make_envs(args)
+    device = setup_torch(args)  # threads, seed
+    envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (7.5e-4 if agent.images else 3e-3)
     optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
     with Run(args, envs, agent=agent, optimizer=optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
-            if run.checkpoint_due:  # also at first
+            if run.checkpoint_due:  # also before the first rollout
                 run.save()
-                obs = run.reset()  # as at the start of a resumed run, so that both go on alike
+                obs = run.reset()  # as a resumed run does, so that both go on alike, bit for bit
             decay = 1 - run.step / args.total_timesteps
             optimizer.param_groups[0]["lr"] = learning_rate * (decay if args.anneal_lr else 1)
             max_kl = args.max_kl * (decay if args.anneal_kl else 1)
@@ -266,15 +272,15 @@ def train(args):
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
                 agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
-                rew, ends = agent.reward_norm(rollout.rew), (rollout.terminated, rollout.done)
-                adv = gae(rew, val, next_val, *ends, args.gamma, args.gae_lambda)
+                rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
+                adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Improve. obs_norm changes last, so that update sees the numbers that the rollout saw.
+            # Update policy and value. obs_norm changes last, so that they see what the rollout saw.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, batch, max_kl, args)
             agent.obs_norm.update(rollout.obs.flatten(0, 1))
-            run.report(rollout, metrics)  # counts the steps
+            run.report(rollout, metrics)  # adds to run.step
     return agent
 
 
@@ -282,9 +288,10 @@ def train(args):
 
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers
 WORKERS = int(os.environ.get("WORLD_SIZE", 1))
+BAR = {"mininterval": 0.1 if sys.stderr.isatty() else 30}  # in a log file, a line now and then
 
 
-class Categorical:  # written out, like Gaussian: torch's take a fifth of the steps per second
+class Categorical:  # written out, like Gaussian: torch's would cost a fifth of the speed
     """A categorical distribution for each of K components with M choices; logits [..., K, M]."""
 
     def __init__(self, logits):
@@ -331,8 +338,8 @@ class Gaussian:
 class RunningNorm(nn.Module):
     """Subtracts the running mean, divides by the running standard deviation and clips at 10.
 
-    Of uint8 images, it only subtracts the mean, whose gradient would swamp the rest and can turn
-    ReLUs off for good, and divides by 255.
+    Images of uint8 are only centered and divided by 255. Not centered, what they share would
+    dominate the gradients and could turn ReLUs off for good.
     """
 
     def __init__(self, shape, enabled):
@@ -393,16 +400,16 @@ def orthogonal(layer, gain=2**0.5):
 
 def feature_layers(shape, hidden_sizes):
     """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
-    layers, size = [], shape[0]
+    layers, size, activation = [], shape[0], nn.Tanh
     if len(shape) == 3:
         for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
             layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
             size = channels
         layers.append(nn.Flatten())
         size = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        return [*layers, orthogonal(nn.Linear(size, 512)), nn.ReLU()], 512
+        hidden_sizes, activation = (512,), nn.ReLU
     for hidden in hidden_sizes:
-        layers += [orthogonal(nn.Linear(size, hidden)), nn.Tanh()]
+        layers += [orthogonal(nn.Linear(size, hidden)), activation()]
         size = hidden
     return layers, size
 
@@ -427,7 +434,7 @@ class ActorCritic(nn.Module):
         if isinstance(act_space, spaces.Box):
             outputs = math.prod(act_space.shape)
             self.bounded = act_space.is_bounded()  # make_env rescales bounded actions to [-1, 1]
-            # 1.6 / K^0.75: one component covers [-1, 1], and many do not topple a robot.
+            # 1.6 / K^0.75: one component covers [-1, 1]; as much in every joint topples robots.
             self.log_std = nn.Parameter(torch.full((outputs,), 0.5 - 0.75 * math.log(outputs)))
         else:  # K components with up to M choices each
             choices = act_space.nvec if isinstance(act_space, spaces.MultiDiscrete) else act_space.n
@@ -502,16 +509,16 @@ def wrap_observations(env):
     if len(shape) == 2 and space.dtype == np.uint8:  # a gray image
         shape = (1, *shape)
         env = wrappers.ReshapeObservation(env, shape)
-    if len(shape) != 3 or sorted(shape)[1] < 36:  # the convolutions need 36 x 36 pixels
-        env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
-        if (size := env.observation_space.shape[0]) > 5_000:
-            gym.logger.warn(f"not a single image, so {size:,} numbers for tanh layers: {space}")
-        return env
-    if shape[0] < shape[2]:  # the channels come first already
-        return env
-    low, high = space.low.transpose(2, 0, 1), space.high.transpose(2, 0, 1)
-    space = spaces.Box(low, high, dtype=space.dtype)
-    return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
+    if len(shape) == 3 and sorted(shape)[1] >= 36:  # large enough for the convolutions
+        if shape[0] < shape[2]:  # the channels come first already
+            return env
+        low, high = space.low.min(), space.high.max()
+        space = spaces.Box(low, high, (shape[2], *shape[:2]), space.dtype)
+        return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
+    env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
+    if (size := env.observation_space.shape[0]) > 5_000:
+        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for tanh layers")
+    return env
 
 
 def wrap_actions(env):
@@ -520,7 +527,7 @@ def wrap_actions(env):
     if not isinstance(space, spaces.Box):
         shifted = wrappers.TransformAction(env, lambda act: act + space.start, space)
         return shifted if np.any(space.start) else env
-    # Clip after rescaling, which may round beyond a bound. ClipAction would remove the bounds.
+    # The outer wrapper acts first, and may round beyond a bound. ClipAction would drop the bounds.
     env = wrappers.TransformAction(env, lambda act: np.clip(act, space.low, space.high), space)
     return wrappers.RescaleAction(env, -1, 1) if space.is_bounded() else env
 
@@ -547,9 +554,9 @@ class Run:
             self.restore(load(args.resume))
         self.start = time.perf_counter() - self.seconds
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        name = f"{name}-{os.urandom(3).hex()}".replace("/", "-").replace(":", "-")
-        resumed = Path(args.resume).parent if args.resume else Path("runs", name)
-        self.folder = Path(args.run_dir) if args.run_dir else resumed
+        name = re.sub("[/:]", "-", f"{name}-{os.urandom(3).hex()}")
+        default = Path(args.resume).parent if args.resume else Path("runs", name)
+        self.folder = Path(args.run_dir or default)
         self.checkpoint = self.folder / "checkpoint.pt"
         if RANK == 0:
             self.open_files()
@@ -564,14 +571,14 @@ class Run:
         self.recent.extend(recent)
 
     def open_files(self):
-        args, path = self.args, self.folder / "metrics.csv"
-        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
-        if path.exists() and path.stat().st_size and not resumed:
-            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        args = self.args
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
-        self.metrics = open(path, "a", newline="")
+        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
+        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
+        if self.metrics.tell() and not resumed:
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
         self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))
+        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
         if args.track:
             import wandb
@@ -579,7 +586,7 @@ class Run:
             self.wandb = wandb.init(dir=self.folder, name=self.folder.name, config=asdict(args))
 
     def __enter__(self):
-        if WORKERS > 1:  # after the optimizer's import of torch._dynamo, which may abort the exit
+        if WORKERS > 1:  # only after the optimizer: what it imports would keep the group from ending
             torch.distributed.init_process_group()
         return self
 
@@ -617,8 +624,7 @@ class Run:
     def report(self, rollout, metrics):
         """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
         for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
-            self.current[0] += r
-            self.current[1] += 1
+            self.current += r, np.ones_like(r)
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
@@ -669,9 +675,6 @@ class Run:
                 self.wandb.log({"eval": result}, step=self.step)
         if args.track:
             self.wandb.finish()
-
-
-BAR = {"mininterval": 0.1 if sys.stderr.isatty() else 30}  # in a log file, a line now and then
 
 
 def evaluate(agent, env, episodes, seed):
@@ -733,15 +736,17 @@ def restore_flags(args):
         vars(args).update({name: saved[name] for name in saved.keys() - kept})
 
 
-def check_flags(args, own):
-    """Raise InputError if one of a script's own flags, or of the shared ones, is not positive."""
-    for name in [*own.split(), "num_envs", "learning_rate", "checkpoint_every"]:
+def check_flags(args, *positive):
+    """Raise InputError for flags that make no sense."""
+    for name in (*positive, "num_envs", "learning_rate", "checkpoint_every"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be positive")
     rollout = args.num_envs * args.num_steps * WORKERS
     if args.total_timesteps < rollout:
         raise InputError(f"--total-timesteps {args.total_timesteps}: a rollout has {rollout} steps")
+    if args.render and args.capture_video:
+        raise InputError("--render: not together with --capture-video")
 
 
 def load(path):
