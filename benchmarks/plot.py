@@ -110,7 +110,7 @@ def numbers(rows, column):
 
 def draw(axes, runs, label, color, log=False, band=True, **style):
     """The interquartile mean of some runs and, if band is set, its 95 % confidence interval."""
-    x, y = align(runs, points=40, log=log)
+    x, y = align(runs, points=30, log=log)
     axes.plot(x, iqm(y), color=color, label=label, **style)
     if band and len(runs) > 1:
         resampled = stats.bootstrap((y,), iqm, axis=0, n_resamples=500, method="percentile", rng=0)

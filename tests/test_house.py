@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import combinations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -231,6 +232,7 @@ def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name)
     environment, training, loading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "thermostat.py").write_text(environment)
     monkeypatch.delitem(sys.modules, "thermostat", raising=False)
+    monkeypatch.delitem(gym.registry, "Thermostat-v0", raising=False)
     trained, loaded = {}, {}
     budget = "total_timesteps=4_096, eval_episodes=1"
     exec(re.sub(r"total_timesteps=[\d_]+", budget, re.sub(r"\bppo\b", name, training)), trained)

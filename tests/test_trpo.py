@@ -151,8 +151,8 @@ def test_line_search_takes_the_longest_step_that_gains_within_the_region_or_none
 def test_the_step_is_along_the_natural_gradient_and_ends_in_the_trust_region(env_id):
     """A fraction of sqrt(2 max_kl / x'Hx) x, where H x = g; H is the explicit matrix plus the damping."""
     agent, optimizer, batch, args = make(env_id, max_kl=0.01, cg_iters=100)
-    obs, act, adv = batch.obs, batch.act, batch.adv / (0.9 + 0.1)
-    batch, params = batch._replace(adv=5 + batch.adv), policy_params(agent)
+    obs, act, adv = batch.obs, batch.act, 3 * batch.adv / (2.7 + 0.1)
+    batch, params = batch._replace(adv=5 + 3 * batch.adv), policy_params(agent)  # of standard deviation 2.7
     pi_old, before, pi = constant(agent, obs), vector(params), agent.policy(obs)
     g = flat(torch.autograd.grad((pi.log_prob(act) * adv).mean(), params))
     H = explicit_hessian(agent, obs) + 0.1 * torch.eye(len(g))
@@ -183,23 +183,12 @@ def test_when_no_step_is_accepted_the_policy_stays_to_the_bit_and_the_values_are
     torch.testing.assert_close(vector(agent.parameters()), vector(expected.parameters()))
 
 
-FLAGS = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}  # 4 rollouts of 64 steps
-
-
-def test_the_optimizer_fits_the_values_alone(tmp_path, spy, monkeypatch):
-    """The line search takes no step here, so that nothing else could move the policy."""
-    monkeypatch.setattr(trpo, "line_search", lambda *_: 0.0)
-    policy, critic = policy_params, lambda agent: agent.critic.parameters()
-    before = spy(trpo, "update", note=lambda agent, *_: [vector(part(agent)) for part in (policy, critic)])
-    agent = trpo.train(trpo.Args(env_id="Pendulum-v1", run_dir=str(tmp_path), **FLAGS))
-    assert torch.equal(vector(policy(agent)), before[0][0])
-    assert not torch.equal(vector(critic(agent)), before[0][1])
-
-
 @pytest.mark.parametrize(("anneal_kl", "radii"), [(True, [0.02, 0.015, 0.01, 0.005]), (False, [0.02] * 4)])
 def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, spy, anneal_kl, radii):
+    """In 4 rollouts of 64 steps."""
     seen = spy(trpo, "update", note=lambda agent, optimizer, batch, lr, max_kl, args: max_kl)
-    trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **FLAGS))
+    flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}
+    trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **flags))
     assert seen == pytest.approx(radii)
 
 

@@ -28,22 +28,11 @@ import pytest
 import torch
 
 import rlhf
-from tests.helpers import (
-    FAMILY,
-    SCRIPTS,
-    TINY,
-    TINY_RLHF,
-    assert_same_end,
-    command,
-    contents,
-    load,
-    metrics,
-    wait_for,
-)
+from tests.helpers import SCRIPTS, TINY, TINY_RLHF, assert_same_end, command, contents, load, metrics, wait_for
 
 STEPS = [0, 128, 256, 320]  # of the checkpoints of a run of TINY
 RUNS = {name: (importlib.import_module(name), TINY[name]) for name in SCRIPTS}
-RUNS |= {f"{name} continuous": (RUNS[name][0], TINY[name] | {"env_id": "Pendulum-v1"}) for name in FAMILY}
+RUNS["ppo continuous"] = RUNS["ppo"][0], TINY["ppo"] | {"env_id": "Pendulum-v1"}
 RUNS |= {f"rlhf {name}": (rlhf, TINY_RLHF | {"algorithm": name}) for name in ("ppo", "dpo")}
 
 
@@ -155,8 +144,11 @@ def train_and_die(name, folder, number, moment):
     start(name, folder)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.9, 1.0, "before renaming", "after renaming"])
-@pytest.mark.parametrize("name", RUNS)
+SAVES = [*itertools.product([*SCRIPTS, "ppo continuous"], [0.0, 0.9, 1.0, "before renaming", "after renaming"])]
+SAVES += [("rlhf ppo", 0.9), ("rlhf dpo", 0.9)]  # which take seconds
+
+
+@pytest.mark.parametrize(("name", "moment"), SAVES)
 def test_a_run_killed_in_any_save_goes_on_from_the_last_complete_one(tmp_path, whole, name, moment):
     for number in range(len(STEPS)):
         folder = tmp_path / str(number)
@@ -234,24 +226,6 @@ def test_ctrl_c_leaves_a_checkpoint_wherever_it_comes(tmp_path, name, moment):
     assert load(tmp_path)["step"] == 320
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_ctrl_c_at_any_time_never_shows_a_traceback_and_the_run_goes_on(tmp_path, whole, name):
-    begin, chance = time.monotonic(), random.Random(2)
-    final = load(whole(name))["step"]
-    longest = time.monotonic() - begin
-    for number in range(10):
-        folder, (read, write) = tmp_path / str(number), os.pipe()
-        pid = fork(lambda folder=folder: main(name, run_dir=folder), stderr=write)
-        os.close(write)
-        wait_for(lambda folder=folder: (folder / "checkpoint.pt").exists())
-        time.sleep(chance.uniform(0, longest))
-        os.kill(pid, signal.SIGINT)
-        text = open(read).read()
-        assert wait(pid) in (0, 130) and "Traceback" not in text, text
-        assert wait(fork(start, name, folder)) == 0
-        assert load(folder)["step"] == final
-
-
 # A full disk
 
 
@@ -315,22 +289,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole, name, faul
         assert_same_end(tmp_path, whole(name))
 
 
-def test_a_folder_that_is_removed_during_the_run_is_named(tmp_path):
-    def train():
-        save = RUNS["ppo"][0].Run.save
-
-        def save_and_remove(run):
-            save(run)
-            os.rename(tmp_path / "out", tmp_path / "gone")
-
-        RUNS["ppo"][0].Run.save = save_and_remove
-        main("ppo", run_dir=tmp_path / "out")
-
-    status, text = outcome(train)
-    assert status == 1
-    assert text == f"ppo.py: cannot write {tmp_path}/out/checkpoint.pt.new; the disk is full or the folder gone\n"
-
-
 def test_a_disk_that_is_full_is_one_sentence_of_the_bandit_too(tmp_path):
     status, text = outcome(fill_disk, "bandit", "args.json", 0, tmp_path)
     assert (status, text) == (2, f"bandit.py: --run-dir {tmp_path}: [Errno 28] No space left on device\n")
@@ -344,11 +302,6 @@ class Bomb:
 
     def __reduce__(self):
         return (Path("exploded").touch, ())
-
-
-class Shell:
-    def __reduce__(self):
-        return (os.system, ("touch exploded",))
 
 
 class Eval:
@@ -374,7 +327,7 @@ def saved(content, **options):
 def bombs(folder):
     """Files that run code when they are unpickled without care."""
     whole, content = (folder / "checkpoint.pt").read_bytes(), load(folder)
-    for bomb in (Bomb(), Shell(), Eval()):
+    for bomb in (Bomb(), Eval()):
         yield pickle.dumps(bomb)
         yield pickle.dumps(content | {"agent": bomb})
         yield with_pickle(whole, pickle.dumps(bomb, 2))
@@ -450,14 +403,8 @@ def test_without_an_api_key_nothing_waits_for_one_at_a_terminal(tmp_path, name):
     terminal, end = pty.openpty()
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "TERM": "xterm"}
-    with subprocess.Popen(argv, stdin=end, stdout=end, stderr=end, env=env, cwd=tmp_path) as process:
-        os.close(end)
-        try:
-            status = process.wait(timeout=120)
-        finally:
-            process.kill()  # otherwise one that waits for input would be waited for
+    done = subprocess.run(argv, stdin=end, stdout=end, stderr=end, env=env, cwd=tmp_path, timeout=120)
     text = os.read(terminal, 100_000).decode()
-    os.close(terminal)
-    assert status == (2 if name == "ppo" else 0)
+    assert done.returncode == (2 if name == "ppo" else 0)
     assert "--track" in text and "Traceback" not in text
     assert (tmp_path / "out/table.csv").exists() == (name != "ppo")

@@ -20,7 +20,7 @@ import torch
 
 import dqn
 import ppo
-from tests.helpers import ROOT, SCRIPTS, TINY, command, evaluation, load, metrics
+from tests.helpers import ROOT, SCRIPTS, TINY, command, evaluation, load, metrics, wait_for
 from tests.helpers import run as run_command
 
 EXITS, STEPS = int(os.environ.get("EXITS", 200)), int(os.environ.get("STEPS", 2_000_000))
@@ -136,6 +136,7 @@ def test_short_runs_of_two_workers_all_end_with_exit_status_0(tmp_path):
 def test_the_memory_of_a_long_run_does_not_grow(tmp_path, script):
     """MiB in use, once a second: by the end at most 20 more than after a quarter; dqn's buffer is full by then."""
     process, used = start(tmp_path, script, total_timesteps=STEPS), []
+    wait_for(lambda: (tmp_path / "run/metrics.csv").exists() and metrics(tmp_path / "run"))
     while process.poll() is None:
         used.append(psutil.Process(process.pid).memory_info().rss / 2**20)
         time.sleep(1)
