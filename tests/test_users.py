@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 import ppo
 from tests.environments import RewardFromBoth
-from tests.helpers import SHORT, TINY, evaluation, make_agent, metrics, run
+from tests.helpers import SHORT, TINY, command, evaluation, make_agent, metrics, run
 from tests.helpers import train_tiny as train
 
 
