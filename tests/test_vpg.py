@@ -16,6 +16,12 @@ from tests.helpers import column, flags, make_agent, make_batch, update, watch_s
 FORMS = "total-return", "reward-to-go", "baseline", "gae"
 
 
+def psi(form, rew, val, next_val, terminated, done, gamma, lam):
+    """Of scaled rewards. The rollout's own rewards are not scaled, and not to be used."""
+    rollout = vpg.Rollout(None, None, None, None, terminated, done)
+    return vpg.compute_psi(form, rollout, rew, val, next_val, gamma, lam)
+
+
 class Enumeration:
     """All episodes of 3 steps in a process with 2 states and 2 actions, under a softmax policy; a column for each.
 
@@ -58,7 +64,7 @@ class Enumeration:
     def mean_and_variance(self, form, gamma, lam=0.0):
         """Of the gradient that one episode gives, over all episodes."""
         val = self.values(gamma)
-        weight = vpg.psi(form, self.rew, val[:-1], val[1:], self.done, self.done, gamma, lam)
+        weight = psi(form, self.rew, val[:-1], val[1:], self.done, self.done, gamma, lam)
         scores = (weight * self.log_prob).sum(0)
         episodes = [torch.autograd.grad(x, self.theta, retain_graph=True)[0].flatten() for x in scores]
         gradients, probability = torch.stack(episodes), self.probability.detach()[:, None]
@@ -108,20 +114,6 @@ def test_a_wrong_critic_leaves_the_baseline_exact_and_biases_gae():
     assert (world.mean_and_variance("gae", gamma=1.0)[0] - world.gradient(gamma=1.0)).norm() > 0.1
 
 
-@pytest.mark.parametrize("distribution", [vpg.Categorical, vpg.Gaussian])
-def test_the_expected_score_is_zero(distribution):
-    params = torch.tensor([[0.7, -0.3]], dtype=torch.float64, requires_grad=True)
-    if distribution is vpg.Categorical:
-        act, measure = torch.arange(2)[:, None], torch.ones(2)
-    else:  # a sum over a fine grid in place of the integral
-        act, measure = torch.linspace(-9, 11, 20_001, dtype=torch.float64)[:, None], torch.tensor(1e-3)
-    log_prob = distribution(params.expand(len(act), 1, 2)).log_prob(act)
-    probability = log_prob.exp().detach() * measure
-    assert probability.sum().item() == pytest.approx(1)
-    (score,) = torch.autograd.grad((probability * log_prob).sum(), params)
-    assert score.flatten().tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
 # The weights by hand: two episodes in one environment, of 2 steps and 1, discounted by 1/2
 
 
@@ -139,13 +131,13 @@ REW, DONE, NEVER = column(1, 2, 8), flags(0, 1, 1), flags(0, 0, 0)
 )
 def test_weights_by_hand(form, weights):
     val, next_val = column(10, 20, 30), column(20, 99, 99)  # 99: a terminal state has value 0 whatever V says
-    weight = vpg.psi(form, REW, val, next_val, DONE, DONE, 0.5, 0.5)
+    weight = psi(form, REW, val, next_val, DONE, DONE, 0.5, 0.5)
     assert weight.flatten().tolist() == weights
 
 
 def test_without_a_critic_a_time_limit_ends_the_return_and_with_one_it_does_not():
     val, next_val = column(0, 0, 0), column(0, 100, 100)
-    cut = {form: vpg.psi(form, REW, val, next_val, NEVER, DONE, 0.5, 1.0) for form in FORMS}
+    cut = {form: psi(form, REW, val, next_val, NEVER, DONE, 0.5, 1.0) for form in FORMS}
     assert cut["total-return"].flatten().tolist() == [2, 2, 8]
     assert cut["reward-to-go"].flatten().tolist() == [2, 2, 8]
     assert cut["baseline"].flatten().tolist() == [1 + 1 + 25, 2 + 50, 8 + 50]
@@ -169,7 +161,8 @@ ENDLESS = {"env_id": "ProbeTimeLimit-v0", "gamma": 1.0}  # episodes of 10 steps,
 
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, spy, form):
-    rollouts, batches = spy(vpg, "psi", note=lambda *args: args[5]), spy(vpg, "update", note=lambda *args: args[3])
+    rollouts = spy(vpg, "compute_psi", note=lambda form, rollout, *_: rollout.done)
+    batches = spy(vpg, "update", note=lambda *args: args[3])
     reports = spy(vpg.Run, "report", note=lambda run, rollout, metrics: rollout.done)
     vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), **FEW))
     assert len(rollouts) > 1
@@ -192,10 +185,11 @@ def test_only_the_forms_without_a_critic_play_episodes_to_their_end(tmp_path, sp
 def test_a_checkpoint_is_written_only_when_it_is_due(tmp_path, spy, form):
     """The forms without a critic reset the environments before each rollout, which takes no checkpoint.
 
-    Here a rollout has 20 steps of 3 environments, and checkpoints are due at the start, at 240 and 480, and at the end.
+    Here an environment takes 20 steps in a rollout and 200 in all; checkpoints are due before the first, after 80 and
+    160, and at the end. There are 3 environments.
     """
     saved = spy(vpg.Run, "save", note=lambda run: run.step)
-    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), checkpoint_every=240, **FEW | ENDLESS))
+    vpg.train(vpg.Args(form=form, run_dir=str(tmp_path), checkpoint_every=80, **FEW | ENDLESS))
     assert saved == [0, 240, 480, 600]
 
 
