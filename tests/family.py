@@ -10,36 +10,32 @@ import difflib
 import functools
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from tests.helpers import FAMILY, ROOT, SCRIPTS
 
-STEPS = [("vpg", "a2c"), ("a2c", "trpo"), ("a2c", "ppo")]
 FOLD = re.compile(r"^# From here on.*\n", re.MULTILINE)  # between the text above and the text below it
-DEFAULT = re.compile(r" = .*?  #")  # in the line of a flag
+DEFAULT = re.compile(r" = .*?  #|default \S+, for images \S+")  # in the line of a flag
 
 # Definitions of the same name have the same text in all scripts, except:
 MAY_DIFFER = {
-    "Args": "a script's own flags come first; the shared ones are compared one by one",
-    "CHECKPOINT": "names the script",
-    "LIMITS": "lists the script's own flags too",
-    "ADV_STD_EPS": "vpg.py adds it to psi, which is not always an advantage",
-    "check_batch": "the sizes that must fit each other are the script's own flags",
+    "Args": "a script's own flags come first; the shared ones are compared line by line",
     "Batch": "what update() needs",
     "update": "the algorithm: how a batch improves the agent",
-    "train": "what a batch holds, and who takes the gradient steps",
+    "train": "what a batch holds, and which optimizers there are",
 }
-DQN_MAY_DIFFER = {
-    "ACTIONS": "lists Discrete alone",
-    "collect": "epsilon-greedy; the replay buffer stays in main memory",
+ONE_MAY_DIFFER = {
+    "dqn": {"ACTIONS": "lists Discrete alone", "collect": "epsilon-greedy; the replay buffer is in main memory"},
+    "trpo": {"flag max_grad_norm": "only the critic's gradients are clipped"},
 }
 BELOW = "all below the fold"
-BLOCK = "```diff\n{}\n```\n"
 OWN_DEFAULTS = {"total_timesteps", "num_envs", "gamma", "learning_rate", "hidden_sizes"}  # of the shared flags
+MARKS = re.compile(r"(<!-- (\w+) ([^>]*): python -m tests\.family -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
-def read(root=ROOT):
-    return {name: (root / f"{name}.py").read_text() for name in SCRIPTS}
+def read(root=ROOT, names=SCRIPTS):
+    return {name: (root / f"{name}.py").read_text() for name in names}
 
 
 @functools.cache
@@ -60,32 +56,39 @@ def pieces(text):
     return found
 
 
+def name_of(line):
+    """Of the flag that a line of Args declares."""
+    return line.split(":")[0].strip()
+
+
 def flags(text):
-    """{flag: its line} of Args: the script's own flags, and those that all scripts share, from env_id on."""
+    """Of Args: {flag: its line} of the script's own flags, and the lines that all scripts share, from env_id on."""
     lines = pieces(text)["Args"].splitlines(keepends=True)
-    found = [(line.split(":")[0].strip(), line) for line in lines if re.match(r"    \w+: ", line)]
-    first = [flag for flag, _ in found].index("env_id")
-    return dict(found[:first]), dict(found[first:])
+    starts = [line.split("(")[0] for line in lines]
+    first = next(i for i, line in enumerate(lines) if name_of(line) == "env_id")
+    own = {name_of(line): line for line in lines[:first] if re.match(r"    \w+: ", line)}
+    return own, lines[first : starts.index("    def __post_init__")]
 
 
-def with_default(line, other):
-    """The line of a flag with the default value of another line."""
-    (default,) = re.findall(DEFAULT, other)
-    return re.sub(DEFAULT, lambda _: default, line)
+def with_defaults(line, other):
+    """The line of a flag with the default values of another line."""
+    values = iter(DEFAULT.findall(other))
+    return DEFAULT.sub(lambda match: next(values, match[0]), line)
 
 
 def shared(one, other, texts):
     """{label: (text as in one script, but for default values, text in the other)} of all that must be the same."""
     ours, theirs = pieces(texts[one]), pieces(texts[other])
-    may_differ = MAY_DIFFER | (DQN_MAY_DIFFER if "dqn" in (one, other) else {})
-    found = {name: (ours[name], theirs[name]) for name in ours if name in theirs and name not in may_differ}
-    (our_own, our_flags), (their_own, their_flags) = flags(texts[one]), flags(texts[other])
-    found |= {f"flag {x}": (with_default(our_own[x], line), line) for x, line in their_own.items() if x in our_own}
-    lines = [with_default(line, their_flags[x]) if x in OWN_DEFAULTS else line for x, line in our_flags.items()]
-    found["the shared flags"] = "".join(lines), "".join(their_flags.values())
+    (our_flags, our_lines), (their_flags, their_lines) = flags(texts[one]), flags(texts[other])
+    found = {name: (ours[name], theirs[name]) for name in ours if name in theirs}
+    found |= {f"flag {x}": (with_defaults(our_flags[x], y), y) for x, y in their_flags.items() if x in our_flags}
+    defaults = {name_of(line): line for line in their_lines if name_of(line) in OWN_DEFAULTS}
+    lines = [with_defaults(line, defaults.get(name_of(line), line)) for line in our_lines]
+    found["the shared flags"] = "".join(lines), "".join(their_lines)
     if {one, other} <= set(FAMILY):
         found[BELOW] = tuple(FOLD.split(texts[x])[1] for x in (one, other))
-    return found
+    may_differ = MAY_DIFFER | ONE_MAY_DIFFER.get(one, {}) | ONE_MAY_DIFFER.get(other, {})
+    return {label: pair for label, pair in found.items() if label not in may_differ}
 
 
 def disagreements(found):
@@ -112,20 +115,20 @@ def sync(source, root=ROOT, force=False):
         print(f"{name}.py: {'copied ' + ', '.join(new) if new else 'nothing to do'}")
 
 
-def diff(ours, theirs):
-    """Unified diff of two lists of lines, without its first two."""
+def diff(name, ours, theirs):
+    """Unified diff of two lists of lines of a definition, without its first two; a hunk starts with the name."""
     lines = list(difflib.unified_diff(ours, theirs, n=1, lineterm=""))[2:]
-    return [re.sub("^@@ .* @@$", "@@", line).rstrip() for line in lines]
+    return [re.sub("^@@ .* @@$", f"@@ {name}", line).rstrip() for line in lines]
 
 
-def step(one, other, texts):
-    """The section of docs/diffs.md on two scripts; their docstrings and what they share at the end left out."""
-    above = (re.sub('""".*?"""', "", FOLD.split(texts[x])[0], count=1, flags=re.DOTALL) for x in (one, other))
-    lines = diff(*(text.strip().splitlines() for text in above))
-    code = [line for line in lines if line[1:].strip() and '    """' not in line]
-    removed, added = (sum(line[0] == sign for line in code) for sign in "-+")
-    title = f"## {one}.py to {other}.py: {removed} lines removed, {added} added"
-    return f"{title}\n\n" + BLOCK.format("\n".join([f"--- {one}.py", f"+++ {other}.py", *lines]))
+def long_diff(one, other, texts):
+    """Of the definitions above the fold but the flags: first those that go, then those of the other script."""
+    ours, theirs = (pieces(FOLD.split(texts[x])[0]) for x in (one, other))
+    lines = []
+    for name in [*(x for x in ours if x not in theirs), *theirs]:
+        if name != "Args":
+            lines += diff(name, *(found.get(name, "").splitlines() for found in (ours, theirs)))
+    return ["```diff", f"--- {one}.py", f"+++ {other}.py", *lines, "```"]
 
 
 def core(function):
@@ -134,20 +137,37 @@ def core(function):
     return lines[: next((i for i, line in enumerate(lines, 1) if line.strip().startswith("policy_loss =")), None)]
 
 
-def short_diff(texts):
-    """How PPO differs from A2C: its objective, and its update up to where that is first used."""
-    old, new = pieces(texts["a2c"]), pieces(texts["ppo"])
+def short_diff(one, other, texts):
+    """The objective that is new, and update up to where it is first used."""
+    old, new = pieces(texts[one]), pieces(texts[other])
     objective = [f"+{line}" for line in core(new["clip_objective"])]
-    return BLOCK.format("\n".join([*objective, "", *diff(core(old["update"]), core(new["update"]))[1:]]))
+    return ["```diff", *objective, "", *diff("", core(old["update"]), core(new["update"]))[1:], "```"]
+
+
+def code(script, *names, texts):
+    """Functions, and methods such as Learner.learn, of a script."""
+    lines = []
+    for name in names:
+        node, owner = ast.parse(texts[script]), name.rpartition(".")[0]
+        for part in name.split("."):
+            found = {x.name: x for x in node.body if isinstance(x, (ast.FunctionDef, ast.ClassDef))}
+            if part not in found:
+                sys.exit(f"{script}.py has no {name}, which docs/diffs.md shows")
+            node = found[part]
+        text = "\n".join(texts[script].splitlines()[node.lineno - 1 : node.end_lineno])
+        lines += ["", "", f"# {script}.py{owner and f', class {owner}'}", *textwrap.dedent(text).splitlines()]
+    return ["```python", *lines[2:], "```"]
 
 
 def fill(text, texts):
-    """The text of docs/diffs.md or README.md, with the diffs of the scripts' texts between its comment marks."""
-    diffs = {"diffs": "\n".join(step(*pair, texts) for pair in STEPS), "diff": short_diff(texts)}
-    for name, new in diffs.items():
-        marks = rf"(<!-- {name}: python -m tests.family -->\n).*(<!-- end of {name} -->\n)"
-        text = re.sub(marks, lambda match, new=new: match[1] + new + match[2], text, flags=re.DOTALL)
-    return text
+    """The text of docs/diffs.md or README.md, with what its comments ask for, from the scripts' texts."""
+    kinds = {"diff": long_diff, "short": short_diff, "code": code}
+
+    def new(match):
+        lines = kinds[match[2]](*match[3].replace(".py", "").split(), texts=texts)
+        return match[1] + "\n".join(lines) + "\n" + match[4]
+
+    return MARKS.sub(new, text)
 
 
 def main(argv=None, root=ROOT):
@@ -157,8 +177,9 @@ def main(argv=None, root=ROOT):
     args = parser.parse_args(argv)
     if args.sync:
         return sync(Path(args.sync).stem, root, args.force)
+    texts = read(root, [*SCRIPTS, "tabular", "rlhf"])
     for path in root / "docs/diffs.md", root / "README.md":
-        path.write_text(fill(path.read_text(), read(root)))
+        path.write_text(fill(path.read_text(), texts))
 
 
 if __name__ == "__main__":
