@@ -62,7 +62,7 @@ from torch import nn
 from tqdm import tqdm
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
-Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; discount: gamma^steps
+Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; obs: scaled; discount: gamma^steps
 
 
 @dataclass
@@ -136,35 +136,36 @@ def td_target(ret, discount, terminated, next_q, next_act):
     return ret + discount * next_val * ~terminated  # a terminal state has value 0; a time limit is not terminal
 
 
-def td_step(agent, optimizer, batch, args):
-    """Take one gradient step on the TD error; returns loss, mean Q and gradient norm, [3]."""
+def td_loss(agent, batch, args):
+    """Loss of the TD errors [] and the action values Q(s, a) [B]."""
     with torch.no_grad():
-        next_q = agent.target_q(batch.next_obs)
+        next_q = agent.target(batch.next_obs)
         # Double Q-learning: one network chooses the action, the other evaluates it (Eq. 4 there).
-        next_act = (agent.q(batch.next_obs) if args.double_q else next_q).argmax(-1)
+        next_act = (agent.network(batch.next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
-    q = agent.q(batch.obs).gather(-1, batch.act[:, None])[:, 0]
-    td_loss = nn.functional.huber_loss(q, target)  # linear beyond 1: the paper's clipped error
-
-    params = list(agent.network.parameters())
-    optimizer.zero_grad()
-    td_loss.backward()
-    average_gradients(params)
-    grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
-    optimizer.step()
-    agent.updates += 1
-    if agent.updates.item() % args.target_interval == 0:
-        agent.update_target(args.tau)
-    return torch.stack([td_loss, q.mean(), grad_norm]).detach()
+    q = agent.network(batch.obs).gather(-1, batch.act[:, None])[:, 0]
+    return nn.functional.huber_loss(q, target), q  # linear beyond 1: the paper's clipped error
 
 
 def update(agent, optimizer, replay, args):
     """Take G gradient steps on replayed transitions; returns metrics, all None before the first."""
-    names = "td_loss", "q_value", "grad_norm"
+    names, rows = ("td_loss", "q_value", "grad_norm"), []
     if len(replay) < args.learning_starts:
         return dict.fromkeys(names)
-    batches = replay.sample(args, agent.reward_norm)
-    rows = [td_step(agent, optimizer, batch, args) for batch in batches]
+    params, target_params = list(agent.network.parameters()), list(agent.target.parameters())
+    for batch in replay.sample(args, agent):
+        loss, q = td_loss(agent, batch, args)
+        optimizer.zero_grad()
+        loss.backward()
+        average_gradients(params)
+        grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
+        optimizer.step()
+        agent.updates += 1
+        if agent.updates.item() % args.target_interval == 0:
+            with torch.no_grad():
+                for slow, fast in zip(target_params, params):
+                    slow.lerp_(fast, args.tau)
+        rows.append(torch.stack([loss, q.mean(), grad_norm]).detach())
     return dict(zip(names, torch.stack(rows).mean(0).tolist()))
 
 
@@ -272,21 +273,22 @@ class ReplayBuffer:
         newest = self.count - 1 - np.arange(self.num_envs)
         self.columns.done[newest % self.size] = True
 
-    def sample(self, args, reward_norm):
+    def sample(self, args, agent):
         """G batches, drawn uniformly; n steps each, or fewer where an episode or the buffer ends."""
         obs, act, rew, next_obs, terminated, done = self.columns
-        start = torch.randint(len(self), (args.gradient_steps, args.batch_size)).numpy()
-        first = self.count - 1 - start
+        back = torch.randint(len(self), (args.gradient_steps, args.batch_size)).numpy()
+        first = self.count - 1 - back
         step = first[..., None] + self.num_envs * np.arange(args.n_step)  # [G, B, n]
         end = done[step % self.size] | (step + self.num_envs >= self.count)  # nothing follows
-        rew = reward_norm(to_tensor(rew[step % self.size], reward_norm.std.device)).numpy(force=True)
+        rew = agent.reward_norm(to_tensor(rew[step % self.size], agent.device)).numpy(force=True)
         ret, steps = n_step_return(rew, end, args.gamma)
 
         last = (first + self.num_envs * (steps - 1)) % self.size
         first = first % self.size
         columns = obs[first], act[first], ret, next_obs[last], terminated[last], args.gamma**steps
-        columns = [to_tensor(column, reward_norm.std.device) for column in columns]  # [G, B, ...]
-        return [Batch(*batch) for batch in zip(*columns)]
+        batches = Batch(*[to_tensor(column, agent.device) for column in columns])  # [G, B, ...]
+        obs, next_obs = agent.obs_norm(batches.obs), agent.obs_norm(batches.next_obs)
+        return [Batch(*batch) for batch in zip(*batches._replace(obs=obs, next_obs=next_obs))]
 
 
 class RunningNorm(nn.Module):
@@ -377,7 +379,7 @@ ACTIONS = (spaces.Discrete,)  # the supported action spaces
 
 
 class QNetwork(nn.Module):
-    """Action values Q(s, a) and their target network, with the statistics that scale observations and rewards."""
+    """Action values Q(s, a), their target network and the statistics that scale obs and rew."""
 
     def __init__(self, obs_space, act_space, args):
         super().__init__()
@@ -393,22 +395,12 @@ class QNetwork(nn.Module):
         return self.obs_norm.mean.device
 
     def q(self, obs):
-        """Value of each action in units of scaled reward, [..., *obs] -> [..., A]."""
+        """Value of each action in units of scaled reward, [B, *obs] -> [B, A]."""
         return self.network(self.obs_norm(obs))
-
-    def target_q(self, obs):
-        """Value of each action by the target network, [..., *obs] -> [..., A]."""
-        return self.target(self.obs_norm(obs))
-
-    @torch.no_grad()
-    def update_target(self, tau):
-        """Move the target network by the fraction tau of its distance from the network."""
-        for slow, fast in zip(self.target.parameters(), self.network.parameters()):
-            slow.lerp_(fast, tau)
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
-        """Greedy actions, even if greedy is False: collect adds random ones; numpy [N, *obs] -> numpy [N]."""
+        """Greedy actions, also if greedy is False: collect adds random ones; [N, *obs] -> [N]."""
         return self.q(to_tensor(obs, self.device)).argmax(-1).cpu().numpy()
 
 
