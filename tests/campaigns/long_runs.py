@@ -5,6 +5,7 @@
 An hour on two cores. EXITS=20 starts fewer short runs of two workers, STEPS=300000 watches memory over fewer steps.
 """
 
+import importlib
 import os
 import resource
 import socket
@@ -14,12 +15,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import gymnasium as gym
 import psutil
 import pytest
 import torch
 
 import dqn
 import ppo
+from tests.environments import RewardFromBoth
 from tests.helpers import ROOT, SCRIPTS, TINY, command, evaluation, load, metrics, wait_for
 from tests.helpers import run as run_command
 
@@ -57,6 +60,21 @@ def test_workers_learn(tmp_path, script, workers):
     flags = {"num_envs": ENVS[script] // workers, "eval_episodes": 100}
     assert start(tmp_path, script, "--standalone", f"--nproc-per-node={workers}", **flags).wait() == 0
     assert evaluation(tmp_path / "run")["mean"] >= 475
+
+
+class SmallDifference(RewardFromBoth):
+    """Rewards of 99.5 and 100.5 in episodes of one step."""
+
+    def reward(self, act):
+        return 100 + super().reward(act) / 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_small_difference_between_large_rewards_can_be_learned_from(tmp_path, script):
+    gym.register("SmallDifference-v0", entry_point=SmallDifference)
+    module, steps = importlib.import_module(script), 8_192 if script == "dqn" else 40_960
+    module.train(module.Args(env_id="SmallDifference-v0", run_dir=str(tmp_path), total_timesteps=steps))
+    assert evaluation(tmp_path)["mean"] == 100.5
 
 
 # Workers
