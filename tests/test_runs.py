@@ -62,12 +62,11 @@ def test_a_script_works_alone_in_an_empty_folder(tmp_path, name):
     """Its results go to a folder in runs/; --track works offline, without an account (rlhf.py has no such flag)."""
     copy, track = shutil.copy(ROOT / f"{name}.py", tmp_path / "mine.py"), name in ("ppo", *TABLES)
     env = {"PYTHONPATH": "", "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
-    argv = command(*["--track"] * track, script=copy, seed=3, **ALL[name])
+    argv = command(*["--track"] * track, script=copy, **ALL[name])
     done = helpers.run(*argv, cwd=tmp_path, **env)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"runs/{folder.name}" in done.stdout.splitlines()[-1]
-    assert json.loads((folder / "args.json").read_text())["seed"] == 3
     assert bool(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == track
 
 
@@ -83,8 +82,7 @@ def test_a_run_leaves_its_flags_its_metrics_a_checkpoint_and_an_evaluation(whole
     assert float(rows[-1]["episodic_return"]) == pytest.approx(np.mean(load(folder)["recent"]))  # the latest episodes
     result = evaluation(folder)
     assert result.keys() == {"mean", "std", "episodes", "returns", "global_step", "seconds"}
-    assert (result["episodes"], result["global_step"]) == (1, 320)
-    assert result["mean"] == np.mean(result["returns"])
+    assert (result["episodes"], result["global_step"], result["mean"]) == (1, 320, np.mean(result["returns"]))
 
 
 def test_no_seed_of_an_environment_is_used_twice(tmp_path, spy):
@@ -319,10 +317,7 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("dqn", f"--buffer-size=999 --buffer-size={10**12}"),
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
     ("bandit", f"--num-arms=0 --num-arms={10**8} --mean=nan --agents --agents=greedy:initial=NaN --agents=ucb:c"),
-    (
-        "bandit",
-        "--agents=nobody --agents=ucb:c=true --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0",
-    ),
+    ("bandit", "--agents=nobody --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0"),
     ("tabular", "--gamma=1.5 --gamma=nan --max-episode-steps=0 --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
     ("tabular", "--agents=nobody --env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
     ("rlhf", "--kl-coef=-1 --num-ranked=1 --num-comparisons=1 --num-heads=5 --judge=nothing --judge=os:name"),

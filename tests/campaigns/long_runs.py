@@ -2,7 +2,7 @@
 
     python -m pytest tests/campaigns/long_runs.py
 
-An hour on two cores. EXITS=20 starts fewer short runs of two workers, STEPS=300000 watches memory over fewer steps.
+About 40 minutes on two cores. EXITS=20 starts fewer short runs of two workers, STEPS=300000 watches memory over fewer steps.
 """
 
 import importlib
@@ -152,16 +152,16 @@ def test_short_runs_of_two_workers_all_end_with_exit_status_0(tmp_path):
 
 @pytest.mark.parametrize("script", ["ppo", "dqn"])
 def test_the_memory_of_a_long_run_does_not_grow(tmp_path, script):
-    """MiB in use, once a second: by the end at most 20 more than after a quarter; dqn's buffer is full by then."""
+    """MiB in use, once a second: never 20 more than after a quarter of the time; dqn's buffer is full by then."""
     process, used = start(tmp_path, script, total_timesteps=STEPS), []
     wait_for(lambda: (tmp_path / "run/metrics.csv").exists() and metrics(tmp_path / "run"))
     while process.poll() is None:
         used.append(psutil.Process(process.pid).memory_info().rss / 2**20)
         time.sleep(1)
     assert process.returncode == 0
-    parts = {part: round(used[int(part * len(used))]) for part in (0.1, 0.25, 0.5, 0.75, 0.95)}
+    parts = {part: round(used[int(part * len(used))]) for part in (0.1, 0.25, 0.5, 0.75)} | {"most": round(max(used))}
     print(f"{script}.py, MiB in use over {STEPS:,} steps: {parts}")
-    assert parts[0.95] < parts[0.25] + 20, parts
+    assert parts["most"] < parts[0.25] + 20, parts
     assert len(load(tmp_path / "run")["recent"]) == 20
 
 
