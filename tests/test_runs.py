@@ -62,12 +62,11 @@ def test_a_script_works_alone_in_an_empty_folder(tmp_path, name):
     """Its results go to a folder in runs/; --track works offline, without an account (rlhf.py has no such flag)."""
     copy, track = shutil.copy(ROOT / f"{name}.py", tmp_path / "mine.py"), name in ("ppo", *TABLES)
     env = {"PYTHONPATH": "", "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
-    argv = command(*["--track"] * track, script=copy, seed=3, **ALL[name])
+    argv = command(*["--track"] * track, script=copy, **ALL[name])
     done = helpers.run(*argv, cwd=tmp_path, **env)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"runs/{folder.name}" in done.stdout.splitlines()[-1]
-    assert json.loads((folder / "args.json").read_text())["seed"] == 3
     assert bool(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == track
 
 
@@ -83,8 +82,7 @@ def test_a_run_leaves_its_flags_its_metrics_a_checkpoint_and_an_evaluation(whole
     assert float(rows[-1]["episodic_return"]) == pytest.approx(np.mean(load(folder)["recent"]))  # the latest episodes
     result = evaluation(folder)
     assert result.keys() == {"mean", "std", "episodes", "returns", "global_step", "seconds"}
-    assert (result["episodes"], result["global_step"]) == (1, 320)
-    assert result["mean"] == np.mean(result["returns"])
+    assert (result["episodes"], result["global_step"], result["mean"]) == (1, 320, np.mean(result["returns"]))
 
 
 def test_no_seed_of_an_environment_is_used_twice(tmp_path, spy):
@@ -116,7 +114,6 @@ def wandb(monkeypatch):
     """In place of the module: its server answers once and is then gone."""
     fake = MagicMock(__spec__="found", stdin=[])
     fake.run.log.side_effect = [None, ConnectionError("the server is gone")]
-    fake.run.__enter__.return_value = fake.run
     fake.init.side_effect = lambda **options: fake.stdin.append(sys.stdin) or fake.run
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
@@ -226,8 +223,11 @@ def start_process(folder, **flags):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_continue_and_exits_with_130(tmp_path, main):
-    process, _ = start_process(tmp_path, total_timesteps=1_000_000)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the environments' processes too
+    process, children = start_process(tmp_path, total_timesteps=1_000_000)
+    for child in children:  # a terminal sends the signal to the environments' processes too
+        child.send_signal(signal.SIGINT)
+    assert psutil.wait_procs(children, timeout=1)[0] == []
+    os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=120)[1]
     assert process.returncode == 130, text
     step = load(tmp_path / "out")["step"]
@@ -305,8 +305,8 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     (f"{DEEP} rlhf", "--run-dir=run --checkpoint-every=0 --device=toaster --device=cuda:99 --max-grad-norm=-1"),
     (f"{DEEP} rlhf", "--learning-rate=-0.1 --learning-rate=nan"),
     (DEEP, f"--env-id= --num-envs=0 --num-steps=-1 --seed={HUGE} --total-timesteps=1 --gamma=1.5 --gamma=nan"),
-    (DEEP, f"--gamma=0,9 --hidden-sizes=0 --hidden-sizes=64,64 --hidden-sizes={HUGE} --eval-episodes=-1"),
-    ("vpg a2c trpo ppo", "--env-id=ProbeIntegers-v0"),
+    (DEEP, f"--gamma=0,9 --hidden-sizes=0 --hidden-sizes=64,64 --hidden-sizes={HUGE} --env-id=nowhere:X-v0"),
+    ("vpg a2c trpo ppo", "--env-id=ProbeIntegers-v0 --env-id=ProbeGraphObservations-v0 --eval-episodes=-1"),
     ("a2c trpo ppo", "--gae-lambda=-1"),
     ("vpg", "--form=best --value-epochs=0"),
     ("a2c", "--discrete-ent-coef=-1"),
@@ -317,18 +317,15 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("dqn", f"--buffer-size=999 --buffer-size={10**12}"),
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
     ("bandit", f"--num-arms=0 --num-arms={10**8} --mean=nan --agents --agents=greedy:initial=NaN --agents=ucb:c"),
-    ("bandit", "--agents=ucb:c=true --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0"),
+    ("bandit", "--agents=nobody --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0"),
     ("tabular", "--gamma=1.5 --gamma=nan --max-episode-steps=0 --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
-    ("tabular", "--env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
+    ("tabular", "--agents=nobody --env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
     ("rlhf", "--kl-coef=-1 --num-ranked=1 --num-comparisons=1 --num-heads=5 --judge=nothing --judge=os:name"),
     ("rlhf", f"--rounds={HUGE} --batch-size={HUGE} --d-model={HUGE} --clip-coef=1e308"),
 ]
 REFUSED = [  # flags that are refused together, and what the sentence must say
     (DEEP, "--env-id=Nope-v0", "--env-id Nope"),
-    (DEEP, "--env-id=nowhere:Nope-v0", "--env-id nowhere"),
     (DEEP, "--env-id=ProbeBinaryActions-v0", "--env-id MultiBinary Discrete"),
-    (DEEP, "--env-id=ProbeGraphObservations-v0", "--env-id Graph"),
-    (DEEP, "--env-id=ProbeDict-v0 --capture-video", "--env-id ProbeDict-v0"),
     (DEEP, f"--num-steps={HUGE}", "--total-timesteps rollout"),
     (DEEP, "--render --capture-video", "--render --capture-video"),
     ("vpg a2c trpo", "--num-steps=1 --num-envs=1", "--num-steps"),
@@ -339,8 +336,6 @@ REFUSED = [  # flags that are refused together, and what the sentence must say
     ("ppo", "--resume=run/checkpoint.pt --run-dir=out --env-id=Acrobot-v1", "--env-id CartPole-v1"),
     ("dqn", "--env-id=Pendulum-v1", "--env-id Box Discrete"),
     ("dqn", "--learning-starts=1000 --total-timesteps=1000", "--learning-starts"),  # 960 are collected
-    ("dqn", "--buffer-size=63 --learning-starts=1", "--buffer-size 64"),
-    ("bandit tabular", "--agents=nobody", "--agents nobody"),
     ("bandit", "--figure=2.4 --num-arms=3", "--figure --num-arms"),
     ("tabular", "--figure=6.6 --gamma=0.9", "--figure --gamma"),
     ("tabular", "--agents=value-iteration --env-id=Blackjack-v1", "--agents model"),
@@ -349,7 +344,6 @@ REFUSED = [  # flags that are refused together, and what the sentence must say
     ("rlhf", "--reward=judge --algorithm=dpo", "--reward dpo"),
     ("rlhf", "--prompt='how was the soup ?'", "--prompt --resume"),
     ("rlhf", "--resume=rlhf.pt --algorithm=rloo", "--resume --algorithm"),
-    ("rlhf", "--resume=rlhf.pt --d-model=8", "--resume agent"),
 ]
 
 
@@ -392,12 +386,11 @@ def test_bad_input_is_refused_in_a_sentence_that_names_the_flag(main, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "flag"), [("ppo", "--env-id=Nope-v0"), ("bandit", "--agents=nobody")])
-def test_on_the_command_line_a_refusal_is_one_line_on_stderr(tmp_path, name, flag):
-    done = helpers.run(*command(flag, script=f"{name}.py"), cwd=tmp_path)
+def test_on_the_command_line_a_refusal_is_one_line_on_stderr(tmp_path):
+    done = helpers.run(*command("--env-id=Nope-v0"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"{name}.py: --")
+    assert line.startswith("ppo.py: --env-id Nope-v0: ")
 
 
 # Several workers
@@ -429,9 +422,7 @@ def test_two_workers_train_one_agent(tmp_path):
     for variant in variants:
         one, other = (torch.load(tmp_path / f"{variant} {rank}.pt", weights_only=True) for rank in (0, 1))
         assert [key for key in one if not torch.equal(one[key], other[key])] == [], variant
-        steps = int(metrics(tmp_path / variant)[-1]["global_step"])
-        assert one["obs_norm.count"] == steps / 2, variant  # of each worker
-        assert steps == 320 or variant == "vpg total-return"
+        assert one["obs_norm.count"] == evaluation(tmp_path / variant)["global_step"] / 2, variant  # of each worker
 
 
 # Spaces
@@ -464,12 +455,6 @@ def test_every_action_is_in_its_space(tmp_path, name, space):
     train(tmp_path, name, env_id=f"Probe{space}-v0", total_timesteps=96)
 
 
-def test_the_action_learned_from_is_the_one_sampled_not_the_one_clipped_for_the_environment(tmp_path, spy):
-    acts = spy(ppo, "update", note=lambda *args: next(x for x in args if isinstance(x, ppo.Batch)).act)
-    train(tmp_path, env_id="Pendulum-v1")
-    assert torch.cat(acts).abs().max() > 1  # the environment's actions end at 1
-
-
 @pytest.mark.parametrize(
     ("env_id", "shape"),
     [
@@ -500,17 +485,16 @@ def test_an_environment_without_a_time_limit_gets_one():
 @pytest.mark.slow
 @pytest.mark.optional
 @pytest.mark.parametrize(
-    ("name", "env_id", "module", "shape"),
+    ("name", "env_id", "module"),
     [
-        ("ppo", "ALE/Pong-v5", "ale_py", (4, 84, 84)),
-        ("ppo", "CarRacing-v3", "Box2D", (3, 96, 96)),
-        ("dqn", "LunarLander-v3", "Box2D", (8,)),
-        ("ppo", "HalfCheetah-v5", "mujoco", (17,)),
+        ("ppo", "ALE/Pong-v5", "ale_py"),
+        ("ppo", "CarRacing-v3", "Box2D"),
+        ("dqn", "LunarLander-v3", "Box2D"),
+        ("ppo", "HalfCheetah-v5", "mujoco"),
     ],
 )
-def test_optional_environments_can_be_trained_on(tmp_path, monkeypatch, name, env_id, module, shape):
+def test_optional_environments_can_be_trained_on(tmp_path, monkeypatch, name, env_id, module):
     pytest.importorskip(module)
-    assert ppo.make_env(env_id).observation_space.shape == shape
     monkeypatch.setattr(f"{name}.evaluate", lambda *args: [0.0])  # whole episodes take long
     agent = train(tmp_path, name, env_id=env_id, total_timesteps=96)
     assert all(x.isfinite().all() for x in agent.state_dict().values())

@@ -2,9 +2,10 @@
 
     python -m pytest tests/campaigns/long_runs.py
 
-An hour on two cores. EXITS=20 starts fewer short runs of two workers, STEPS=300000 watches memory over fewer steps.
+About 40 minutes on two cores. EXITS=20 starts fewer runs of two workers, STEPS=300000 watches memory for less long.
 """
 
+import importlib
 import os
 import resource
 import socket
@@ -14,12 +15,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import gymnasium as gym
 import psutil
 import pytest
 import torch
 
 import dqn
 import ppo
+from tests.environments import RewardFromBoth
 from tests.helpers import ROOT, SCRIPTS, TINY, command, evaluation, load, metrics, wait_for
 from tests.helpers import run as run_command
 
@@ -57,6 +60,21 @@ def test_workers_learn(tmp_path, script, workers):
     flags = {"num_envs": ENVS[script] // workers, "eval_episodes": 100}
     assert start(tmp_path, script, "--standalone", f"--nproc-per-node={workers}", **flags).wait() == 0
     assert evaluation(tmp_path / "run")["mean"] >= 475
+
+
+class SmallDifference(RewardFromBoth):
+    """Rewards of 99.5 and 100.5 in episodes of one step."""
+
+    def reward(self, act):
+        return 100 + super().reward(act) / 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_small_difference_between_large_rewards_can_be_learned_from(tmp_path, script):
+    gym.register("SmallDifference-v0", entry_point=SmallDifference)
+    module, steps = importlib.import_module(script), 8_192 if script == "dqn" else 40_960
+    module.train(module.Args(env_id="SmallDifference-v0", run_dir=str(tmp_path), total_timesteps=steps))
+    assert evaluation(tmp_path)["mean"] == 100.5
 
 
 # Workers
@@ -134,16 +152,16 @@ def test_short_runs_of_two_workers_all_end_with_exit_status_0(tmp_path):
 
 @pytest.mark.parametrize("script", ["ppo", "dqn"])
 def test_the_memory_of_a_long_run_does_not_grow(tmp_path, script):
-    """MiB in use, once a second: by the end at most 20 more than after a quarter; dqn's buffer is full by then."""
+    """MiB in use, once a second: never 20 more than after a quarter of the time; dqn's buffer is full by then."""
     process, used = start(tmp_path, script, total_timesteps=STEPS), []
     wait_for(lambda: (tmp_path / "run/metrics.csv").exists() and metrics(tmp_path / "run"))
     while process.poll() is None:
         used.append(psutil.Process(process.pid).memory_info().rss / 2**20)
         time.sleep(1)
     assert process.returncode == 0
-    parts = {part: round(used[int(part * len(used))]) for part in (0.1, 0.25, 0.5, 0.75, 0.95)}
+    parts = {part: round(used[int(part * len(used))]) for part in (0.1, 0.25, 0.5, 0.75)} | {"most": round(max(used))}
     print(f"{script}.py, MiB in use over {STEPS:,} steps: {parts}")
-    assert parts[0.95] < parts[0.25] + 20, parts
+    assert parts["most"] < parts[0.25] + 20, parts
     assert len(load(tmp_path / "run")["recent"]) == 20
 
 
