@@ -28,6 +28,13 @@ def body(agent):
     return agent.network if hasattr(agent, "network") else agent.critic
 
 
+class Replay(list):
+    """What dqn.update samples the same batches from again and again."""
+
+    def sample(self, args, agent):
+        return self
+
+
 class Trainee:
     """An agent, its optimizers and a function that does one update on a fixed batch."""
 
@@ -40,7 +47,8 @@ class Trainee:
             obs, act, ret = torch.randn(64, 4), torch.randint(2, (64,)), torch.randn(64)
             batch = module.Batch(obs, act, ret, obs, torch.ones(64, dtype=torch.bool), torch.ones(64))
             optimizer = self.add_optimizer(agent.network.parameters())
-            self.update = lambda: module.td_step(agent, optimizer, batch, args)
+            args.learning_starts = 1
+            self.update = lambda: module.update(agent, optimizer, Replay([batch]), args)
             self.loss = lambda: (agent.q(obs).gather(-1, act[:, None])[:, 0] - ret).square().mean().item()
             return
         batch = make_batch(module, agent)
