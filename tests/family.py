@@ -131,17 +131,20 @@ def long_diff(one, other, texts):
     return ["```diff", f"--- {one}.py", f"+++ {other}.py", *lines, "```"]
 
 
-def core(function):
-    """Lines of a function without its docstring, up to the first that assigns policy_loss."""
-    lines = re.sub(r'^    """.*?"""\n', "", function, count=1, flags=re.DOTALL | re.MULTILINE).splitlines()
-    return lines[: next((i for i, line in enumerate(lines, 1) if line.strip().startswith("policy_loss =")), None)]
+def body(function):
+    """Lines of a function without its docstring."""
+    return re.sub(r'^    """.*?"""\n', "", function, count=1, flags=re.DOTALL | re.MULTILINE).splitlines()
 
 
 def short_diff(one, other, texts):
-    """The objective that is new, and update up to where it is first used."""
+    """Of update, the loop and what the policy's loss is made of, up to the first that is clipped; and the objective."""
     old, new = pieces(texts[one]), pieces(texts[other])
-    objective = [f"+{line}" for line in core(new["clip_objective"])]
-    return ["```diff", *objective, "", *diff("", core(old["update"]), core(new["update"]))[1:], "```"]
+    removed, added = (
+        [x for x in body(y["update"]) if re.match(r" +(for|\w*ratio =|policy_loss =) ", x)] for y in (old, new)
+    )
+    last = next(i for i, line in enumerate(added, 1) if "policy_loss = " in line)
+    lines = [*(f"-{x}" for x in removed), *(f"+{x}" for x in added[:last]), ""]
+    return ["```diff", *lines, *(f"+{x}" for x in body(new["clip_objective"])), "```"]
 
 
 def code(script, *names, texts):

@@ -47,7 +47,7 @@ def test_bandit_py_and_tabular_py_have_these_texts_in_common():
 
 
 def test_rlhf_py_maximizes_the_objective_of_ppo_py():
-    ours, theirs = (family.core(family.pieces(TEXTS[name])["clip_objective"]) for name in ("ppo", "rlhf"))
+    ours, theirs = (family.body(family.pieces(TEXTS[name])["clip_objective"]) for name in ("ppo", "rlhf"))
     assert ours == theirs  # but for the docstring
 
 
@@ -215,7 +215,7 @@ def test_commands_files_and_flags_named_in_a_document_exist(path):
 def test_flags_named_in_the_readme_are_those_of_a_script():
     known = set.union(*(flags_of(ROOT / f"{name}.py") for name in ALL)) | {"help", "standalone", "nproc_per_node"}
     named = re.findall(r"--([a-z][a-z-]+)", re.sub("<!--.*?-->", "", README))
-    assert {flag.replace("-", "_") for flag in named} <= known
+    assert {flag.removeprefix("no-").replace("-", "_") for flag in named} <= known
 
 
 def test_the_readme_and_ci_have_one_test_command():
@@ -228,7 +228,7 @@ def test_the_readme_and_ci_have_one_test_command():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name):
-    """Its blocks from the environment to the agent loaded from a checkpoint, with a small budget."""
+    """Its blocks, from the environment to an episode and to the agent loaded from a checkpoint, with a small budget."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     environment, training, loading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -238,6 +238,7 @@ def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name)
     trained, loaded = {}, {}
     budget = "total_timesteps=4_096, eval_episodes=1"
     exec(re.sub(r"total_timesteps=[\d_]+", budget, re.sub(r"\bppo\b", name, training)), trained)
+    assert trained["truncated"]  # after the whole episode
     (folder,) = (tmp_path / "runs").iterdir()
     loading = re.sub(r"\bppo\b", name, loading).replace("runs/NAME", str(folder))
     exec(loading.replace("ActorCritic", "QNetwork") if name == "dqn" else loading, loaded)
