@@ -54,14 +54,13 @@ def load(panel):
     path = panel.job.folder / "checkpoint.pt"
     if not path.exists():
         train.run(panel.job)
-    saved = script.load(path)
     env = script.make_env(panel.env_id, render_mode="rgb_array", **panel.options)
     if hasattr(env.unwrapped, "model"):  # of MuJoCo
         floor = env.unwrapped.model.geom("floor")  # drawn larger, because a fast robot runs off it
         floor.size[:2] *= 10
         env.unwrapped.model.mat_texrepeat[floor.matid] *= 10
-    agent = script.ActorCritic(env.observation_space, env.action_space, script.Args(**saved["args"]))
-    agent.load_state_dict(saved["agent"])
+    agent = script.ActorCritic(env.observation_space, env.action_space, script.Args(resume=str(path)))
+    agent.load_state_dict(script.load(path)["agent"])
     return agent, env
 
 
