@@ -74,7 +74,7 @@ def test_a_gradient_step_by_hand(double_q, loss):
     for part, outputs in (agent.network, [9.0, 8.0]), (agent.target, [2.0, 3.0]):
         torch.nn.init.zeros_(part[-1].weight)
         part[-1].bias.data.copy_(torch.tensor(outputs))
-    terminated, discount = torch.tensor([False, True]), torch.tensor([0.5, 0.5])
+    terminated, discount = torch.tensor([False, True]), torch.tensor([0.5, 0.25])
     batch = make_batch(2)._replace(act=torch.tensor([0, 1]), terminated=terminated, discount=discount)
     metrics = update(agent, optimizer, args, batch)
     assert (metrics["td_loss"], metrics["q_value"]) == (loss, (9 + 8) / 2)

@@ -201,9 +201,3 @@ def test_the_trust_region_shrinks_to_nothing_over_the_run(tmp_path, spy, anneal_
     flags = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 1}
     trpo.train(trpo.Args(max_kl=0.02, anneal_kl=anneal_kl, run_dir=str(tmp_path), **flags))
     assert seen == pytest.approx(radii)
-
-
-def test_a_batch_has_two_rows_or_more_because_one_has_no_standard_deviation():
-    trpo.Args(num_envs=1, num_steps=2)
-    with pytest.raises(ValueError, match="at least 2"):
-        trpo.Args(num_envs=1, num_steps=1)
