@@ -37,8 +37,9 @@ def make_batch(size):
     return dqn.Batch(torch.randn(size, 4), zeros, ones, torch.randn(size, 4), zeros.bool(), ones)
 
 
-def make_replay(size, num_envs=1, obs_space=spaces.Box(-1, 1e6, (1,))):
-    return dqn.ReplayBuffer(obs_space, dqn.Args(buffer_size=size, num_envs=num_envs, num_steps=1, learning_starts=1))
+def make_replay(size, num_envs=1, obs_space=None):
+    args = dqn.Args(buffer_size=size, num_envs=num_envs, num_steps=1, learning_starts=1)
+    return dqn.ReplayBuffer(obs_space or spaces.Box(-1, 1e6, (1,)), args)
 
 
 def rollout(ids, rew, terminated, done):
@@ -205,9 +206,8 @@ def test_a_buffer_too_large_for_checkpoints_is_empty_when_restored(monkeypatch):
 
 def test_the_buffer_must_hold_a_rollout_and_learning_must_start(monkeypatch):
     """Rollouts have 8 steps of 8 environments; the buffer holds multiples of 8."""
-    fits = {"num_envs": 8, "num_steps": 8, "buffer_size": 104, "learning_starts": 100, "total_timesteps": 128}
-    for valid in {}, {"num_steps": 13}:
-        dqn.Args(**fits | valid)
+    fits = {"num_envs": 8, "num_steps": 8, "buffer_size": 104, "learning_starts": 104, "total_timesteps": 128}
+    dqn.Args(**fits | {"num_steps": 13})
     for wrong in {"buffer_size": 103}, {"num_steps": 14}, {"total_timesteps": 127}, {}:
         monkeypatch.setattr(dqn, "WORKERS", 1 if wrong else 2)  # two collect 64 steps each
         with pytest.raises(ValueError, match="--buffer-size|--learning-starts"):
