@@ -2,6 +2,7 @@
 
 import importlib
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch.nn.utils import parametrizations, prune
 from tests.helpers import SCRIPTS, SHORT, VARIANTS, make_agent, make_batch, make_penalty, vector
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)
-LR = 0.01
 
 
 def output(agent, obs):
@@ -36,35 +36,25 @@ class Replay(list):
 
 
 class Trainee:
-    """An agent, its optimizers and a function that does one update on a fixed batch."""
+    """An agent, and a function that does one update of it on a fixed batch."""
 
     def __init__(self, name):
         module = importlib.import_module(name)
-        flags = {"update_epochs": 1, "num_minibatches": 1} if name == "ppo" else {}
-        self.agent, args = make_agent(module, **flags)
-        agent, self.optimizers = self.agent, []
+        self.agent, args = make_agent(module, **{"update_epochs": 1, "num_minibatches": 1} if name == "ppo" else {})
+        agent, adam = self.agent, partial(torch.optim.Adam, lr=0.01, eps=1e-5, fused=True)
         if name == "dqn":
             obs, act, ret = torch.randn(64, 4), torch.randint(2, (64,)), torch.randn(64)
             batch = module.Batch(obs, act, ret, obs, torch.ones(64, dtype=torch.bool), torch.ones(64))
-            optimizer = self.add_optimizer(agent.network.parameters())
             args.learning_starts = 1
-            self.update = lambda: module.update(agent, optimizer, Replay([batch]), args)
+            arguments = adam(agent.network.parameters()), Replay([batch])
             self.loss = lambda: (agent.q(obs).gather(-1, act[:, None])[:, 0] - ret).square().mean().item()
-            return
-        batch = make_batch(module, agent)
-        self.loss = lambda: (agent.value(batch.obs) - batch.ret).square().mean().item()
-        if name == "ppo":
-            optimizers = [self.add_optimizer(agent.parameters()), make_penalty()]
-        elif name == "trpo":
-            optimizers = [self.add_optimizer(agent.critic.parameters())]
         else:
-            optimizers = [self.add_optimizer(agent.policy_parameters()), self.add_optimizer(agent.critic.parameters())]
-        more = [0.01] if name == "trpo" else []
-        self.update = lambda: module.update(agent, *optimizers, batch, *more, args)
-
-    def add_optimizer(self, params):
-        self.optimizers.append(torch.optim.Adam(params, lr=LR, eps=1e-5, fused=True))
-        return self.optimizers[-1]
+            batch = make_batch(module, agent)
+            optimizers = adam(agent.policy_parameters()), adam(agent.critic.parameters())
+            arguments = {"ppo": (adam(agent.parameters()), make_penalty(), batch), "trpo": (optimizers[1], batch, 0.01)}
+            arguments = arguments.get(name, (*optimizers, batch))
+            self.loss = lambda: (agent.value(batch.obs) - batch.ret).square().mean().item()
+        self.update = lambda: module.update(agent, *arguments, args)
 
     def learns(self, updates=20):
         before = self.loss()
@@ -73,27 +63,20 @@ class Trainee:
         return self.loss() < 0.9 * before
 
 
+BETWEEN = {
+    "gradients set to None": lambda agent: agent.zero_grad(),
+    "another precision and back": lambda agent: agent.double().float(),
+    "a copy": deepcopy,
+    "a second optimizer of one layer": lambda agent: torch.optim.Adam(body(agent)[0].parameters()),
+}
+
+
 @every_script
-@pytest.mark.parametrize("between", ["nothing", "zero_grad", "double().float()", "deepcopy"])
+@pytest.mark.parametrize("between", BETWEEN)
 def test_the_loss_falls_whatever_is_done_to_the_agent_in_between(name, between):
     trainee = Trainee(name)
-    if between == "zero_grad":
-        trainee.agent.zero_grad()
-    elif between == "double().float()":
-        trainee.agent.double().float()
-    elif between == "deepcopy":
-        deepcopy(trainee.agent)
+    BETWEEN[between](trainee.agent)
     assert trainee.learns()
-
-
-@every_script
-def test_a_second_optimizer_of_some_parameters_leaves_the_first_one_alone(name):
-    trainee = Trainee(name)
-    torch.optim.Adam(body(trainee.agent)[0].parameters())
-    before = [vector(layer.parameters()) for layer in (body(trainee.agent)[0], body(trainee.agent)[-1])]
-    assert trainee.learns()
-    after = [vector(layer.parameters()) for layer in (body(trainee.agent)[0], body(trainee.agent)[-1])]
-    assert not any(torch.equal(x, y) for x, y in zip(before, after))
 
 
 @every_script
@@ -164,6 +147,7 @@ def test_functional_call_uses_the_parameters_it_is_given(name):
     assert torch.func.functional_call(network, zeros, x).abs().max() == 0
 
 
+@pytest.mark.slow
 @every_script
 @pytest.mark.parametrize("learning_rate", [None, 2.5e-4])
 def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_path, monkeypatch, name, learning_rate):
@@ -185,17 +169,7 @@ def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_pa
     assert sorted(rates) == pytest.approx(sorted(expected))
 
 
-class SharedTrunk(nn.Module):
-    """An actor or a critic on top of a trunk that both share."""
-
-    def __init__(self, trunk, head):
-        super().__init__()
-        self.trunk, self.head = trunk, head
-
-    def forward(self, x):
-        return self.head(self.trunk(x))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a2c", "ppo"])
 def test_actor_and_critic_can_share_a_trunk(tmp_path, monkeypatch, name):
     """Reward 1 for the right action, -1 for the wrong one, in episodes of one step."""
@@ -204,8 +178,7 @@ def test_actor_and_critic_can_share_a_trunk(tmp_path, monkeypatch, name):
     class Shared(module.ActorCritic):
         def __init__(self, obs_space, act_space, args):
             super().__init__(obs_space, act_space, args)
-            trunk = self.actor[:-1]
-            self.actor, self.critic = SharedTrunk(trunk, self.actor[-1]), SharedTrunk(trunk, self.critic[-1])
+            self.critic = nn.Sequential(*self.actor[:-1], self.critic[-1])
 
     monkeypatch.setattr(module, "ActorCritic", Shared)
     flags = {"env_id": "ProbeRewardFromBoth-v0", "total_timesteps": 20_480, "run_dir": str(tmp_path)}
@@ -213,15 +186,13 @@ def test_actor_and_critic_can_share_a_trunk(tmp_path, monkeypatch, name):
     assert agent.act([[1.0, 0.0], [-1.0, 0.0]], greedy=True).tolist() == [1, 0]
 
 
-class BetaPolicy(Independent):
-    """Beta distributions from 0 to 1, of which the environment clips nothing."""
-
-    def __init__(self, mean):
-        super().__init__(Beta(1 + nn.functional.softplus(mean), 1 + nn.functional.softplus(-mean)), 1)
+def beta(pi):
+    """From 0 to 1, with the mean of a Gaussian as its only parameter."""
+    return Independent(Beta(1 + pi.mean.exp(), 1 + (-pi.mean).exp()), 1)
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dqn" and "async" not in variant])
-@pytest.mark.parametrize("kind", ["normal", "beta"])
+@pytest.mark.parametrize("kind", ["normal", pytest.param("beta", marks=pytest.mark.slow)])
 def test_the_policy_may_return_a_distribution_of_torch(tmp_path, monkeypatch, variant, kind):
     """Normal distributions give the same log-probabilities as the script's own; Beta distributions train as well."""
     name, flags = VARIANTS[variant]
@@ -230,7 +201,7 @@ def test_the_policy_may_return_a_distribution_of_torch(tmp_path, monkeypatch, va
 
     def policy(agent, obs):
         pi = own(agent, obs)
-        return Independent(Normal(pi.mean, pi.std), 1) if kind == "normal" else BetaPolicy(pi.mean)
+        return Independent(Normal(pi.mean, pi.std), 1) if kind == "normal" else beta(pi)
 
     agent, _ = make_agent(module, "Pendulum-v1")
     obs, act = torch.randn(7, 3), torch.rand(7, 1)
