@@ -4,7 +4,9 @@ test_house.py makes sure that what they share has the same text in each of them,
 """
 
 import importlib
+import inspect
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -21,7 +23,7 @@ import a2c
 import ppo
 import trpo
 import vpg
-from tests.helpers import FAMILY, SCRIPTS, column, flags, generators, make_agent, make_batch, spy_learning_rates, update
+from tests.helpers import SCRIPTS, TINY, column, flags, generators, make_agent, make_batch, spy_learning_rates, update
 
 # Advantages
 
@@ -74,7 +76,7 @@ def test_the_next_observation_is_the_true_successor_and_only_environments_that_e
     assert (done.any(1) & ~done.all(1)).any()
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", ["vpg", "a2c", "trpo", "ppo"])
 def test_an_update_gets_advantages_of_scaled_rewards_and_their_sum_with_the_values(tmp_path, spy, name):
     """Scaled by statistics that include the rollout's rewards, but not yet its observations."""
     module = importlib.import_module(name)
@@ -110,6 +112,16 @@ def test_the_learning_rate_falls_linearly_over_the_run_unless_told_otherwise(tmp
     assert list(dict.fromkeys(seen)) == pytest.approx([rate * fraction for fraction in fractions for rate in rates])
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("env_id", "column"), [("CartPole-v1", 0), ("ProbeImage-v0", 1)])
+def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name, env_id, column):
+    module, seen = importlib.import_module(name), spy_learning_rates(spy)
+    named = re.findall(r"default ([\d.e-]+), for images ([\d.e-]+)\n", inspect.getsource(module.Args))
+    flags = TINY[name] | {"env_id": env_id, "total_timesteps": 64, "anneal_lr": False}
+    module.train(module.Args(run_dir=str(tmp_path), **flags))
+    assert set(seen) == {float(rates[column]) for rates in named}
+
+
 @pytest.mark.parametrize("module", [vpg, a2c, trpo])
 def test_a_batch_has_two_rows_or_more_because_one_has_no_standard_deviation(module):
     with pytest.raises(ValueError, match="at least 2"):
@@ -121,23 +133,26 @@ def test_a_batch_has_two_rows_or_more_because_one_has_no_standard_deviation(modu
 # Distributions
 
 
-def assert_agree(ours, theirs):
-    """Distributions of 7 rows of 3 components; torch's has as many dimensions, of which Independent adds the last."""
-    theirs, act = Independent(theirs, 1), ours.sample()
-    assert act.shape == (7, 3)
-    torch.testing.assert_close(ours.log_prob(act), theirs.log_prob(act))
-    torch.testing.assert_close(ours.entropy(), theirs.entropy())
-    assert torch.equal(ours.mode, theirs.mode)
+def test_distributions_agree_with_torch():
+    """7 rows of 3 components. Independent sums over the components."""
+    logits, mean, log_std = torch.randn(7, 3, 5), torch.randn(7, 3), torch.randn(3)
+    normal, categorical = torch.distributions.Normal(mean, log_std.exp()), torch.distributions.Categorical(logits=logits)
+    for ours, theirs in (ppo.Categorical(logits), categorical), (ppo.Gaussian(mean, log_std), normal):
+        theirs, act = Independent(theirs, 1), ours.sample()
+        assert act.shape == (7, 3)
+        torch.testing.assert_close(ours.log_prob(act), theirs.log_prob(act))
+        torch.testing.assert_close(ours.entropy(), theirs.entropy())
+        assert torch.equal(ours.mode, theirs.mode)
 
 
-def test_categorical_agrees_with_torch():
-    logits = torch.randn(7, 3, 5)
-    assert_agree(ppo.Categorical(logits), torch.distributions.Categorical(logits=logits))
-
-
-def test_gaussian_agrees_with_torch():
-    mean, log_std = torch.randn(7, 3), torch.randn(3)
-    assert_agree(ppo.Gaussian(mean, log_std), torch.distributions.Normal(mean, log_std.exp()))
+def test_a_distribution_stays_as_it_is_when_the_agent_changes():
+    """TRPO compares each new policy with the old one."""
+    agent, _ = make_agent(ppo, "Pendulum-v1")
+    with torch.no_grad():
+        pi, act = agent.policy(torch.randn(2, 3)), torch.ones(2, 1)
+        before = pi.entropy(), pi.log_prob(act)
+        agent.log_std += 1
+    torch.testing.assert_close((pi.entropy(), pi.log_prob(act)), before)
 
 
 def test_samples_follow_the_distribution():
@@ -178,20 +193,8 @@ def test_the_mean_of_an_action_stays_within_its_bounds_if_it_has_any(env_id, lar
 # Running statistics
 
 
-@given(generators, st.lists(st.integers(1, 50), min_size=1, max_size=5), st.floats(-100, 100), st.floats(0.1, 10))
-@settings(max_examples=30, deadline=None)
-def test_running_statistics_are_those_of_all_data_at_once(rng, sizes, mean, std):
-    norm = ppo.RunningNorm((3,), True)
-    data = torch.as_tensor(rng.normal(mean, std, (sum(sizes), 3)), dtype=torch.float32)
-    for part in data.split(sizes):
-        norm.update(part)
-    assert norm.count == sum(sizes)
-    torch.testing.assert_close(norm.mean, data.mean(0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.var, data.var(0, correction=0), rtol=1e-2, atol=1e-3)
-
-
 @pytest.mark.parametrize("mean", [0, 1e4])
-def test_running_statistics_of_two_workers_are_those_of_all_their_data(monkeypatch, mean):
+def test_running_statistics_of_parts_from_two_workers_are_those_of_all_data_at_once(monkeypatch, mean):
     """The workers are threads here; one has larger numbers than the other. float32 resolves 0.001 at 10,000."""
     barrier, parts = threading.Barrier(2, timeout=60), {}
 
@@ -203,10 +206,9 @@ def test_running_statistics_of_two_workers_are_those_of_all_their_data(monkeypat
         return x.copy_(total / 2)
 
     def work(norm, data):
-        for part in torch.as_tensor(data).split(100):
+        for part in torch.as_tensor(data).split([100, 1, 399]):
             norm.update(part)
 
-    monkeypatch.setattr(ppo, "WORKERS", 2)
     monkeypatch.setattr(ppo, "all_mean", all_mean)
     rng, norms = np.random.default_rng(0), [ppo.RunningNorm((3,), True) for _ in range(2)]
     data = [rng.normal(mean + shift, 1, (500, 3)).astype(np.float32) for shift in (0, 2)]
@@ -219,13 +221,10 @@ def test_running_statistics_of_two_workers_are_those_of_all_their_data(monkeypat
         np.testing.assert_allclose(norm.std, data.std(0), rtol=1e-3)
 
 
-def test_normalized_observations_have_mean_0_and_variance_1_and_stay_within_10():
-    norm = ppo.RunningNorm((2,), True)
-    data = torch.randn(1000, 2) * torch.tensor([5.0, 0.1]) + torch.tensor([100.0, -1.0])
-    norm.update(data)
-    torch.testing.assert_close(norm(data).mean(0), torch.zeros(2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(norm(data).var(0), torch.ones(2), atol=1e-2, rtol=0)
-    assert norm(torch.full((1, 2), 1e9)).tolist() == [[10, 10]]
+def test_observations_are_counted_in_standard_deviations_from_the_mean_10_at_most():
+    norm = ppo.RunningNorm((1,), True)
+    norm.update(torch.tensor([[97.0], [103.0]]))  # mean 100, standard deviation 3
+    assert norm(torch.tensor([[97.0], [106.0], [-1e9]])).flatten().tolist() == pytest.approx([-1, 2, -10])
 
 
 def test_rewards_are_divided_by_the_standard_deviation_of_the_discounted_return():
