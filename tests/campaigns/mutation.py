@@ -37,11 +37,11 @@ PAIRS = "+ -, * /, & |, += -=, *= /=, &= |=, < >, <= >=, == !=, and or, True Fal
 SWAP = {one: other for pair in PAIRS.split(",") for one, other in itertools.permutations(pair.split())}
 SWAP |= {"//": "*", "**": "*", "%": "*", "argmax": "argmin", "minimum": "maximum", "maximum": "minimum"}
 
-# Mutants with one of these in the changed line are not counted, and why
+# What a mutant that is not counted has in its changed line, and why
 EQUIVALENT = {
     "torch.optim.Adam(": "a setting, as are the flags' defaults; fused or not, the step is the same",
-    "learning_rate or (": "defaults of flags",
     "agent.updates -= 1": "only whether it is a multiple counts",
+    "act.reshape(len(act), -2)": "to NumPy, any negative number is the size that is left",
 }
 
 
