@@ -5,9 +5,8 @@ python -m tests.campaigns.mutation ppo --only update gae  the mutants of these f
 
 A mutant is the script with one token changed in a function above the fold (the comment "From here on ..."): an
 operator, a comparison, `and` and `or`, a dropped - or ~ or `not`, min and max, mean and sum, a constant. It is killed
-if a test of the script that is not slow fails or does not end. Printed are the survivors and the score; the exit status
-is 1 if a score is below 95 %. Functions with the same text in ppo.py (gae, for one) are counted there alone, because
-test_house.py makes sure that the text is the same. Each mutant runs in a fork of this process, which imports once.
+if a test of the script that is not slow fails or does not end. Printed are the survivors and the score; below 95 % the
+exit status is 1. What has the same text in ppo.py (gae, for one) is counted there alone: test_house.py compares them.
 """
 
 import argparse
@@ -37,8 +36,7 @@ PAIRS = "+ -, * /, & |, += -=, *= /=, &= |=, < >, <= >=, == !=, and or, True Fal
 SWAP = {one: other for pair in PAIRS.split(",") for one, other in itertools.permutations(pair.split())}
 SWAP |= {"//": "*", "**": "*", "%": "*", "argmax": "argmin", "minimum": "maximum", "maximum": "minimum"}
 
-# What a mutant that is not counted has in its changed line, and why
-EQUIVALENT = {
+NOT_COUNTED = {  # what the changed line has, and why
     "torch.optim.Adam(": "a setting, as are the flags' defaults; fused or not, the step is the same",
     "agent.updates -= 1": "only whether it is a multiple counts",
     "act.reshape(len(act), -2)": "to NumPy, any negative number is the size that is left",
@@ -90,7 +88,7 @@ def mutants(name, only):
 
 
 def start(name, text, seconds):
-    """Run the tests of a script in a child process, with text in its place; returns the child's number."""
+    """Run the tests of a script, with text in its place, in a fork, which need not import; returns its number."""
     child = os.fork()
     if child:
         return child
@@ -115,7 +113,7 @@ def score(name, jobs, only):
     if os.waitpid(start(name, (ROOT / f"{name}.py").read_text(), 600), 0)[1] != 0:
         sys.exit(f"{name}: the tests fail without a mutant")
     seconds = 30 + 4 * int(time.perf_counter() - begin)
-    todo = [mutant for mutant in mutants(name, only) if not any(part in mutant[2] for part in EQUIVALENT)]
+    todo = [mutant for mutant in mutants(name, only) if not any(part in mutant[2] for part in NOT_COUNTED)]
     running, survivors = {}, 0
     for mutant in [*todo, *[None] * jobs]:
         if running and (mutant is None or len(running) == jobs):
