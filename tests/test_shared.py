@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Independent
+from torch.distributions import Categorical, Independent, Normal
 
 import a2c
 import ppo
@@ -136,7 +136,7 @@ def test_a_batch_has_two_rows_or_more_because_one_has_no_standard_deviation(modu
 def test_distributions_agree_with_torch():
     """7 rows of 3 components. Independent sums over the components."""
     logits, mean, log_std = torch.randn(7, 3, 5), torch.randn(7, 3), torch.randn(3)
-    normal, categorical = torch.distributions.Normal(mean, log_std.exp()), torch.distributions.Categorical(logits=logits)
+    normal, categorical = Normal(mean, log_std.exp()), Categorical(logits=logits)
     for ours, theirs in (ppo.Categorical(logits), categorical), (ppo.Gaussian(mean, log_std), normal):
         theirs, act = Independent(theirs, 1), ours.sample()
         assert act.shape == (7, 3)
