@@ -125,14 +125,14 @@ class Killed(BaseException):
     """Ends a run at once, without the checkpoint that Ctrl-C leaves."""
 
 
-REPORTS = {name: [6] for name in [*SCRIPTS, "ppo penalty"]} | {"vpg total-return": [3], "rlhf": [4, 4, 3]}
+REPORTS = {name: [3, 6, 1] for name in [*SCRIPTS, "ppo penalty"]} | {"vpg total-return": [1, 3, 1], "rlhf": [4, 4, 3]}
 
 
 @pytest.mark.parametrize("variant", [pytest.param(x, marks=[pytest.mark.slow] * (x == "rlhf")) for x in REPORTS])
 def test_a_run_killed_and_resumed_ends_bit_for_bit_like_one_never_interrupted(tmp_path, monkeypatch, whole, variant):
-    """Killed when it has written so many rows since its start: those after the checkpoint are written again.
+    """Killed three times, when it has written so many rows since its start: those after the checkpoint come again.
 
-    rlhf.py is killed three times, in finetune, fit_reward and improve.
+    Before a checkpoint beyond step 0, after one, and with less in the file than before; rlhf.py in each of its stages.
     """
     script = importlib.import_module(variant.split()[0])
     report, left, resume = script.Run.report, [], ""
