@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 import functools
+import itertools
 import re
 import sys
 import textwrap
@@ -91,27 +92,18 @@ def shared(one, other, texts):
     return {label: pair for label, pair in found.items() if label not in may_differ}
 
 
-def disagreements(found):
-    """Labels of what the scripts other than the source do not agree on: one of them was edited by hand."""
-    versions = {}
-    for name, regions in found.items():
-        for label, (_, text) in regions.items():
-            text = re.sub(DEFAULT, "", text) if "flag" in label else text
-            versions.setdefault(label, {}).setdefault(text, []).append(f"{name}.py")
-    return [f"{label} ({' / '.join(map(', '.join, x.values()))})" for label, x in versions.items() if len(x) > 1]
-
-
-def sync(source, root=ROOT, force=False):
-    """Copy what a script shares with the others into them, unless these differ among themselves."""
-    texts = read(root)
-    found = {name: shared(source, name, texts) for name in SCRIPTS if name != source}
-    if not force and (labels := disagreements(found)):
-        sys.exit(f"nothing is copied, because the other scripts differ in {', '.join(labels)}; --force copies anyway")
-    for name, regions in found.items():
-        new = {label: pair for label, pair in regions.items() if pair[0] != pair[1]}
+def sync(source, root=ROOT):
+    """Copy what a script shares with the others into them, unless these differ among themselves: one was edited too."""
+    texts, others = read(root), [name for name in SCRIPTS if name != source]
+    for one, other in itertools.combinations(others, 2):
+        if labels := [x for x, (ours, theirs) in shared(one, other, texts).items() if ours != theirs]:
+            sys.exit(f"nothing is copied, because {one}.py and {other}.py differ in {', '.join(labels)}")
+    for name in others:
+        new = {label: pair for label, pair in shared(source, name, texts).items() if pair[0] != pair[1]}
+        text = texts[name]
         for label, (ours, theirs) in new.items():  # the text below the fold comes last
-            texts[name] = texts[name].replace(FOLD.split(texts[name])[1] if label == BELOW else theirs, ours)
-        (root / f"{name}.py").write_text(texts[name])
+            text = text.replace(FOLD.split(text)[1] if label == BELOW else theirs, ours)
+        (root / f"{name}.py").write_text(text)
         print(f"{name}.py: {'copied ' + ', '.join(new) if new else 'nothing to do'}")
 
 
@@ -153,10 +145,7 @@ def code(script, *names, texts):
     for name in names:
         node, owner = ast.parse(texts[script]), name.rpartition(".")[0]
         for part in name.split("."):
-            found = {x.name: x for x in node.body if isinstance(x, (ast.FunctionDef, ast.ClassDef))}
-            if part not in found:
-                sys.exit(f"{script}.py has no {name}, which docs/diffs.md shows")
-            node = found[part]
+            node = next(x for x in node.body if getattr(x, "name", "") == part)
         text = "\n".join(texts[script].splitlines()[node.lineno - 1 : node.end_lineno])
         lines += ["", "", f"# {script}.py{owner and f', class {owner}'}", *textwrap.dedent(text).splitlines()]
     return ["```python", *lines[2:], "```"]
@@ -176,10 +165,9 @@ def fill(text, texts):
 def main(argv=None, root=ROOT):
     parser = argparse.ArgumentParser(prog="python -m tests.family", description=__doc__.splitlines()[0])
     parser.add_argument("--sync", choices=[f"{x}.py" for x in SCRIPTS], help="copy what it shares into the others")
-    parser.add_argument("--force", action="store_true", help="with --sync: even if the others differ among themselves")
     args = parser.parse_args(argv)
     if args.sync:
-        return sync(Path(args.sync).stem, root, args.force)
+        return sync(Path(args.sync).stem, root)
     texts = read(root, [*SCRIPTS, "tabular", "rlhf"])
     for path in root / "docs/diffs.md", root / "README.md":
         path.write_text(fill(path.read_text(), texts))
