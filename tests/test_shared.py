@@ -221,10 +221,12 @@ def test_running_statistics_of_parts_from_two_workers_are_those_of_all_data_at_o
         np.testing.assert_allclose(norm.std, data.std(0), rtol=1e-3)
 
 
-def test_observations_are_counted_in_standard_deviations_from_the_mean_10_at_most():
-    norm = ppo.RunningNorm((1,), True)
-    norm.update(torch.tensor([[97.0], [103.0]]))  # mean 100, standard deviation 3
-    assert norm(torch.tensor([[97.0], [106.0], [-1e9]])).flatten().tolist() == pytest.approx([-1, 2, -10])
+def test_policy_and_values_see_standard_deviations_from_the_mean_10_at_most():
+    agent, _ = make_agent(ppo)
+    agent.obs_norm.update(torch.tensor([[97.0] * 4, [103.0] * 4]))  # mean 100, standard deviation 3
+    obs, scaled = torch.tensor([[97.0, 106.0, 100.0, -1e9]]), torch.tensor([[-1.0, 2.0, 0.0, -10.0]])
+    torch.testing.assert_close(agent.value(obs), agent.critic(scaled)[:, 0])
+    torch.testing.assert_close(agent.policy(obs).logits[:, 0], agent.actor(scaled).log_softmax(-1))
 
 
 def test_rewards_are_divided_by_the_standard_deviation_of_the_discounted_return():
