@@ -534,9 +534,15 @@ def wrap_actions(env):
 
 def make_envs(args):
     """N environments as one vector environment without autoreset."""
+    spec = gym.registry.get(args.env_id)
+
+    def function():
+        if spec:  # a new process may not know it
+            gym.registry[args.env_id] = spec
+        return make_env(args.env_id, args.env_kwargs)
+
     vectorize = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    functions = [lambda: make_env(args.env_id, args.env_kwargs)] * args.num_envs
-    envs = vectorize(functions, autoreset_mode="Disabled")
+    envs = vectorize([function] * args.num_envs, autoreset_mode="Disabled")
     envs._add_info = lambda infos, *_: infos  # not read here, and some cannot be merged
     return envs
 

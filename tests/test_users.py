@@ -5,6 +5,7 @@ All is in the text that the scripts share, so ppo.py stands for all.
 
 import json
 import socket
+import sys
 from dataclasses import asdict
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from gymnasium import spaces
 
 import ppo
 from tests.environments import RewardFromBoth
-from tests.helpers import SHORT, TINY, command, evaluation, make_agent, metrics, run
+from tests.helpers import ROOT, SHORT, TINY, command, evaluation, make_agent, metrics, run
 from tests.helpers import train_tiny as train
 
 
@@ -225,3 +226,24 @@ def test_the_loop_in_the_readme_acts_in_the_environments_own_units():
     obs, _ = env.reset(seed=1)
     env.step(np.ones_like(agent.act(obs[None], greedy=True)[0]))
     assert env.unwrapped.last_u == 2
+
+
+MAIN = """
+import multiprocessing, gymnasium, ppo
+
+class Own(gymnasium.Wrapper):
+    def __init__(self):
+        super().__init__(gymnasium.make("CartPole-v1"))
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    gymnasium.register("Own-v0", Own)
+    ppo.train(ppo.Args(env_id="Own-v0", async_envs=True, run_dir="run", **FLAGS))
+"""
+
+
+@pytest.mark.slow
+def test_new_processes_know_an_environment_that_only_the_main_module_registers(tmp_path):
+    (tmp_path / "main.py").write_text(MAIN.replace("FLAGS", repr(TINY["ppo"])))
+    done = run(sys.executable, "main.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
