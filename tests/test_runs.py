@@ -288,7 +288,6 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("trpo", "--max-kl=0 --cg-iters=0 --line-search-steps=0 --value-epochs=0"),
     ("ppo", "--num-minibatches=0 --num-minibatches=7 --num-minibatches=2048 --update-epochs=0 --objective=both"),
     ("dqn", "--batch-size=0 --gradient-steps=0 --n-step=0 --tau=0 --target-interval=0 --buffer-size=999"),
-    ("bandit rlhf", "--run-dir=text/new"),
     ("bandit tabular rlhf", "--seed=-1"),
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
     ("bandit", f"--num-arms=0 --num-arms={10**8} --mean=nan --agents --agents=greedy:initial=NaN --agents=ucb:c"),
@@ -299,7 +298,7 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("rlhf", f"--rounds={HUGE} --batch-size={HUGE} --d-model={HUGE} --clip-coef=1e308"),
 ]
 REFUSED = [  # flags that are refused together, and what the sentence must say
-    (DEEP, "--run-dir=text/new", "text/new"),
+    (f"{DEEP} bandit rlhf", "--run-dir=text/new", "text/new"),
     (DEEP, "--env-id=ProbeBinaryActions-v0", "--env-id MultiBinary"),
     (DEEP, f"--num-steps={HUGE}", "--total-timesteps rollout"),
     (DEEP, "--render --capture-video", "--render --capture-video"),

@@ -50,7 +50,12 @@ POOLS = {
 }
 
 
-def words(field, hint):
+def sensible(word):
+    """The deep scripts check sizes; another number without a meaning may end in a traceback."""
+    return not word.startswith("-") and word not in (HUGE, "1e308")
+
+
+def words(field, hint, deep):
     """Strategy for the words that follow a flag."""
     kinds = typing.get_args(hint) or (hint,)
     pool = POOLS.get(field.name, []) + (TEXT if str in kinds else [])
@@ -58,6 +63,8 @@ def words(field, hint):
         pool += WHOLE if field.name in LONG else [*WHOLE, HUGE, f"-{HUGE}"]
     if float in kinds:
         pool += REAL
+    if deep and (int in kinds or float in kinds):
+        pool = [word for word in pool if sensible(word)]
     if hint is bool:
         return st.sampled_from([[], [], [], ["no"], ["maybe"]])
     for kind in (hint, *kinds):
@@ -74,7 +81,7 @@ def command_lines(name):
     args = importlib.import_module(name).Args
     hints = typing.get_type_hints(args)
     small = {flag: [str(value)] for flag, value in BUDGETS[name].items()}
-    flags = {field.name: words(field, hints[field.name]) for field in dataclasses.fields(args)}
+    flags = {field.name: words(field, hints[field.name], name in SCRIPTS) for field in dataclasses.fields(args)}
     changes = st.lists(st.sampled_from(sorted(flags)), max_size=4, unique=True).flatmap(
         lambda names: st.fixed_dictionaries({flag: flags[flag] for flag in names})
     )
