@@ -93,9 +93,9 @@ def test_no_seed_of_an_environment_is_used_twice(tmp_path, spy):
     """Not by two environments, not after a checkpoint, not by the evaluation, not in a run with the next seed."""
     seeds = spy(CartPoleEnv, "reset", note=lambda self, seed=None, options=None: seed)
     for seed in (1, 2):
-        train(tmp_path / str(seed), seed=seed)
+        train(tmp_path / str(seed), seed=seed, eval_episodes=3)
     used = [seed for seed in seeds if seed is not None]  # None: the next episode of the same environment
-    assert len(used) == 2 * (3 * 2 + 1)  # two runs; three resets of two environments, an episode of evaluation
+    assert len(used) == 2 * (3 * 2 + 3)  # two runs; three resets of two environments, three episodes of evaluation
     assert len(set(used)) == len(used)
 
 
