@@ -152,7 +152,7 @@ def update(agent, optimizer, penalty, batch, args):
         log_ratio = pi.log_prob(minibatch.act) - minibatch.logp_old
         ratio = log_ratio.exp()
         kl = ratio - 1 - log_ratio  # its mean estimates KL(pi_old || pi) without bias (k3)
-        if args.target_kl and all_mean(kl.detach().mean()) > args.target_kl:
+        if 0 < args.target_kl < all_mean(kl.detach().mean()):
             break  # not in the first minibatch, where the KL is 0
         adv = (minibatch.adv - minibatch.adv.mean()) / (minibatch.adv.std() + ADV_STD_EPS)
         if args.objective == "clip":
@@ -532,7 +532,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))
+        self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
         if args.track:
@@ -546,10 +546,12 @@ class Run:
         return self
 
     def __exit__(self, exc_type, *_):
+        if RANK == 0:
+            self.bar.close()  # what is printed next begins on a line of its own
         if exc_type in (None, KeyboardInterrupt):
             self.save()
         if exc_type is KeyboardInterrupt and RANK == 0:
-            print(f"\nstopped; continue with --resume {self.checkpoint}", file=sys.stderr)
+            print(f"stopped; continue with --resume {self.checkpoint}", file=sys.stderr)
         self.envs.close(terminate=True)  # without waiting for a step that has not ended
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
@@ -611,7 +613,6 @@ class Run:
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
         args = self.args
-        self.bar.close()
         self.metrics.close()
         if args.eval_episodes:
             mode = "human" if args.render else "rgb_array" if args.capture_video else ""

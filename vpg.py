@@ -548,7 +548,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
-        self.metrics.truncate(min(self.metrics_size, self.metrics.tell()))
+        self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
         if args.track:
@@ -562,10 +562,12 @@ class Run:
         return self
 
     def __exit__(self, exc_type, *_):
+        if RANK == 0:
+            self.bar.close()  # what is printed next begins on a line of its own
         if exc_type in (None, KeyboardInterrupt):
             self.save()
         if exc_type is KeyboardInterrupt and RANK == 0:
-            print(f"\nstopped; continue with --resume {self.checkpoint}", file=sys.stderr)
+            print(f"stopped; continue with --resume {self.checkpoint}", file=sys.stderr)
         self.envs.close(terminate=True)  # without waiting for a step that has not ended
         if WORKERS > 1:
             torch.distributed.destroy_process_group()
@@ -627,7 +629,6 @@ class Run:
     def finish(self):
         """Evaluate the agent, write eval.json and print the result."""
         args = self.args
-        self.bar.close()
         self.metrics.close()
         if args.eval_episodes:
             mode = "human" if args.render else "rgb_array" if args.capture_video else ""
