@@ -107,19 +107,15 @@ def sync(source, root=ROOT):
         print(f"{name}.py: {'copied ' + ', '.join(new) if new else 'nothing to do'}")
 
 
-def diff(name, ours, theirs):
-    """Unified diff of two lists of lines of a definition, without its first two; a hunk starts with the name."""
-    lines = list(difflib.unified_diff(ours, theirs, n=1, lineterm=""))[2:]
-    return [re.sub("^@@ .* @@$", f"@@ {name}", line).rstrip() for line in lines]
-
-
 def long_diff(one, other, texts):
-    """Of the definitions above the fold but the flags: first those that go, then those of the other script."""
+    """Of the definitions above the fold but the flags: first those that go; a hunk starts with the name."""
     ours, theirs = (pieces(FOLD.split(texts[x])[0]) for x in (one, other))
     lines = []
     for name in [*(x for x in ours if x not in theirs), *theirs]:
         if name != "Args":
-            lines += diff(name, *(found.get(name, "").splitlines() for found in (ours, theirs)))
+            old, new = (found.get(name, "").splitlines() for found in (ours, theirs))
+            changes = list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
+            lines += [re.sub("^@@ .* @@$", f"@@ {name}", line).rstrip() for line in changes]
     return ["```diff", f"--- {one}.py", f"+++ {other}.py", *lines, "```"]
 
 

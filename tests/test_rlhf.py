@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import rlhf
-from benchmarks import rlhf as evidence
 from rlhf import EOS, PAD
 from tests.helpers import vector
 
@@ -103,9 +102,8 @@ def test_each_algorithm_raises_the_exact_objective_towards_its_optimum(run_stage
     assert before + share * (optimum - before) < exact_J(agent, reward)[0] < optimum
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo"])
-def test_where_all_responses_score_the_same_the_policy_returns_to_its_reference(run_stages, algorithm):
-    agent, args = make_agent(algorithm=algorithm, reward="judge", learning_rate=5e-3, iterations=10, batch_size=128)
+def test_where_all_responses_score_the_same_grpo_returns_to_the_reference(run_stages):
+    agent, args = make_agent(algorithm="grpo", reward="judge", learning_rate=5e-3, iterations=10, batch_size=128)
     agent.judge = lambda text: -1.0
     shake(agent.actor, 0.1)
     before = exact_kl(agent).item()
@@ -138,8 +136,7 @@ def test_finetune_learns_the_language_without_the_judge_and_all_models_start_fro
     assert nats_per_word < 2.5 < math.log(rlhf.NUM_WORDS)
     assert torch.equal(weights(agent.reference), weights(agent.actor))
     for model in agent.critic, agent.reward_model:
-        for part in "word", "position", "blocks", "norm":
-            assert torch.equal(weights(getattr(model, part)), weights(getattr(agent.actor, part)))
+        assert torch.equal(weights(model.word, model.blocks), weights(agent.actor.word, agent.actor.blocks))
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dpo"])
@@ -174,6 +171,7 @@ def test_a_kl_target_moves_beta_after_each_rollout(run_stages):
     random_judge(agent)
     run_stages(agent, args, rlhf.improve)
     assert agent.kl_coef.item() == pytest.approx(BETA * (1 - 0.2 * 32 / rlhf.KL_HORIZON) ** 4)
+    assert rlhf.adapt_kl_coef(0.1, 6.6, 6.0, 256) == pytest.approx(0.101)  # 10 % too much, in a tenth of the horizon
 
 
 def test_the_learning_rate_rises_for_a_tenth_of_a_stage_and_then_falls_to_0(tmp_path):
@@ -239,10 +237,15 @@ def test_samples_have_the_probabilities_of_the_policy_and_give_the_optimum(tiny)
 
 
 def test_the_expected_update_of_ppo_is_the_exact_gradient_of_the_objective_whatever_the_critic(tiny):
+    """And its targets: with lambda 1 what was received, with lambda 0 the first reward and the next value."""
     with torch.no_grad():
-        adv, _ = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, tiny.args)
-        assert tiny.agent.value(OBS, ACT).std() > 0.1
+        adv, ret = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, tiny.args)
+        _, one_step = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, rlhf.Args(gae_lambda=0.0))
+        val = tiny.agent.value(OBS, ACT)
+    assert val.std() > 0.1
     assert torch.allclose(expected_update(tiny.agent, adv), tiny.exact, rtol=1e-5)
+    assert torch.allclose(ret[:, 0], tiny.reward - BETA * tiny.log_ratio.sum(1))
+    assert torch.allclose(one_step[1:, 0], val[1:, 1] - BETA * tiny.log_ratio[1:, 0])  # all but the empty response
 
 
 def test_the_expected_update_of_rloo_is_the_exact_gradient_of_the_objective(tiny):
@@ -289,22 +292,9 @@ def test_the_kl_of_a_response_is_the_sum_over_its_words(tiny):
         _, _, metrics = rlhf.assess(tiny.agent, tiny.agent.actor, OBS, ACT)
         prob = log_probs(tiny.agent.actor).exp()
         assert (prob @ metrics["kl"]).item() == pytest.approx(exact_kl(tiny.agent).item())
-    assert metrics["length"].tolist() == (ACT != PAD).sum(1).tolist()
 
 
 # Text and updates
-
-
-def test_causal_only_words_after_a_change_can_notice_it_and_the_cache_changes_nothing(tiny):
-    torch.manual_seed(0)
-    text, cache = torch.randint(5, (20, 4)), []
-    changed = text.clone()
-    changed[:, 2] = (text[:, 2] + 1) % 5
-    before, after = tiny.agent.actor(text), tiny.agent.actor(changed)
-    assert torch.equal(before[:, :2], after[:, :2])
-    assert (before[:, 2:] != after[:, 2:]).any(-1).all()
-    parts = [tiny.agent.actor(part, cache) for part in (text[:, :2], text[:, 2:3], text[:, 3:])]
-    assert torch.allclose(torch.cat(parts, 1), before, atol=1e-12)
 
 
 def make_batch(agent, filler=0.0):
@@ -344,15 +334,10 @@ def test_preference_loss_by_hand():
 
 
 @pytest.mark.parametrize("noise", [0.5, 2.0])
-def test_rankings_are_noisy_as_bradley_terry_and_plackett_luce_say(noise):
+def test_rankings_are_noisy_as_plackett_luce_says(noise):
     torch.manual_seed(0)
     gold = torch.tensor([1.0, 0.0, -0.5])
-    order = rlhf.rank(gold.expand(40_000, 3), noise)
-    place = order.argsort(1)
-    for i, j in (0, 1), (0, 2), (1, 2):
-        share = (place[:, i] < place[:, j]).float().mean().item()
-        assert share == pytest.approx(1 / (1 + math.exp(-(gold[i] - gold[j]) / noise)), abs=0.01)
-    best = torch.bincount(order[:, 0], minlength=3) / 40_000
+    best = torch.bincount(rlhf.rank(gold.expand(40_000, 3), noise)[:, 0]) / 40_000
     assert best.tolist() == pytest.approx((gold / noise).softmax(0).tolist(), abs=0.01)
     assert rlhf.rank(gold.expand(10, 3), 0.0).tolist() == [[0, 1, 2]] * 10
 
@@ -365,56 +350,23 @@ def test_pair_accuracy_by_hand():
     assert best.item() == pytest.approx((right + wrong) / 2)
 
 
-def test_advantages_of_ppo_are_gae_of_each_response_on_its_own(tiny):
-    args = rlhf.Args(gae_lambda=0.5)
-    with torch.no_grad():
-        adv, ret = rlhf.advantages(tiny.agent, OBS, ACT, tiny.reward, tiny.log_ratio, args)
-        val = tiny.agent.value(OBS, ACT)
-    for i in 0, 3, 10, 80:
-        length = (ACT[i] != PAD).sum().item()
-        rew = -BETA * tiny.log_ratio[i, :length]
-        rew[-1] += tiny.reward[i]
-        v = [*val[i, :length].tolist(), 0.0]
-        delta = [rew[t].item() + v[t + 1] - v[t] for t in range(length)]
-        expected = [sum(0.5 ** (u - t) * delta[u] for u in range(t, length)) for t in range(length)]
-        assert adv[i, :length].tolist() == pytest.approx(expected)
-        assert ret[i, :length].tolist() == pytest.approx([a + b for a, b in zip(expected, v)])
-
-
-def test_advantages_of_a_group_by_hand():
-    ret = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
-    assert rlhf.leave_one_out(ret, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
-    assert rlhf.leave_one_out(ret, 2).tolist() == pytest.approx([-1, 1, 1, -1, 0, 0])
-    std = math.sqrt(7)  # of 1, 2, 6, around 3
-    assert rlhf.group_standardize(ret, 3).tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0], abs=1e-3)
-
-
-@pytest.mark.parametrize(("kl", "kl_coef"), [(6.0, 0.1), (6.6, 0.101), (60.0, 0.102), (5.4, 0.099), (0.0, 0.098)])
-def test_beta_adapts_by_at_most_20_percent_in_a_horizon(kl, kl_coef):
-    assert rlhf.adapt_kl_coef(0.1, kl, 6.0, rlhf.KL_HORIZON // 10) == pytest.approx(kl_coef, rel=1e-6)
-    assert rlhf.adapt_kl_coef(0.1, 0.0, 6.0, 100_000) == pytest.approx(0.08)
+def test_advantages_of_grpo_are_standardized_in_each_group():
+    score, std = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0]), math.sqrt(7)  # std of 1, 2, 6, around 3
+    assert rlhf.group_standardize(score, 3).tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0], abs=1e-3)
 
 
 def test_win_rate_by_hand():
     assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])).item() == (0 + 0 + 1 + 0.5) / 4
 
 
-def test_the_benchmark_of_best_of_n_by_hand():
-    score = torch.tensor([[1.0, 4.0, 3.0, 2.0]]).double()
-    rows = list(evidence.best_of_n(score, -score))
-    assert [row["point"] for row in rows] == [1, 2, 4]
-    assert [row["score"] for row in rows] == [2.5, 3.5, 4.0]  # of all; of the pairs 1, 4 and 3, 2; of the four
-    assert [row["gold"] for row in rows] == [-2.5, -3.5, -4.0]
-    assert [row["kl"] for row in rows] == pytest.approx([0, math.log(2) - 1 / 2, math.log(4) - 3 / 4])
-
-
 # The language
 
 
-def test_every_text_of_the_language_is_grammatical_and_fits():
+def test_every_text_of_the_language_is_grammatical_and_fits_but_not_every_text():
     random.seed(0)
     prompts, responses, obs, act = rlhf.speak(500)
     assert all(math.isfinite(rlhf.log_likelihood(*pair)) for pair in zip(prompts, responses))
+    assert rlhf.log_likelihood("how was the soup ?", "the soup was kind .") == -math.inf
     assert rlhf.decode(act) == responses and rlhf.decode(obs) == prompts
     assert (act == EOS).sum(1).eq(1).all() and (act != PAD).all(1).any()  # the longest fits exactly
 
@@ -428,11 +380,6 @@ def test_the_generator_draws_texts_as_often_as_the_language_says():
     assert sum(rlhf.likelihood(("SHORT",), tuple(text.split()), "cake") for text in set(words)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("text", ["the soup was kind .", "the soup was", "soon soon", "", "the soup was tasty . ."])
-def test_other_texts_are_not_grammatical(text):
-    assert rlhf.log_likelihood("how was the soup ?", text) == -math.inf
-
-
 def test_the_judge_by_hand():
     for response, gold in {
         "the soup was tasty .": 2 * math.tanh(0.5) + 1,  # about the dish
@@ -440,7 +387,6 @@ def test_the_judge_by_hand():
         "the soup was very superb .": 2 * math.tanh(1.5) + 1,
         "the soup was not cold .": 2 * math.tanh(0.25) + 1,  # faint praise
         "the soup was cold .": -2 * math.tanh(0.5) + 1,
-        "the cook was rude but quick .": 0.0,
         "the cook was kind . the cook was kind .": 2 * math.tanh(1) - 1,  # repeats itself
         "the cook was tasty .": -1.0,  # broken
         "i will come back soon . the soup": 2 * math.tanh(0.5) - 1,  # ends in the middle
