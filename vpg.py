@@ -420,7 +420,7 @@ class ActorCritic(nn.Module):
             logits = out.unflatten(-1, self.missing.shape)  # [B, K, M]
             return Categorical(logits.masked_fill(self.missing, -1e9))  # -inf: entropy nan
         mean = out.tanh() if self.bounded else out  # clamp would have no gradient out of bounds
-        return Gaussian(mean, self.log_std)
+        return Gaussian(mean, self.log_std.clone())  # later steps do not change it
 
     def value(self, obs):
         """Expected discounted return in units of scaled reward, [B, *obs] -> [B]."""
