@@ -65,6 +65,11 @@ def explicit_hessian(agent, obs):
     return torch.autograd.functional.hessian(kl, vector(params))
 
 
+def test_a_parameter_that_the_policy_does_not_use_has_gradient_0():
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)
+    assert trpo.flat_gradient((used**2).sum(), [used, unused]).tolist() == [2, 2, 0]
+
+
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_fisher_vector_product_is_a_product_with_the_hessian_of_the_kl(env_id):
     agent, _, (obs, *_), _ = make(env_id)
