@@ -16,17 +16,19 @@ deterministic too early. The weight of grad log pi is always the advantage.
 Not in the paper:
 - one learner, in place of asynchronous ones, so that a run can be repeated
 - generalized advantages (GAE) for less variance; --gae-lambda 1 gives the paper's n-step returns
-- advantages divided by their standard deviation plus 0.1, so that noise near 0 is not blown up
+- advantages minus their mean, over their standard deviation plus 0.1, so that noise near 0 is not
+  blown up
 - losses that are means over the batch, so that max_grad_norm suits any size of it
 - an optimizer for each network, Adam in place of RMSProp, so that the critic can take larger steps
-- no entropy bonus for continuous actions, where the paper's is 100 times smaller
+- no entropy bonus for continuous actions, where the paper's weight is 100 times smaller than for
+  discrete ones
 - a standard deviation that does not depend on the state, so that it cannot vanish in some only
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
 - gradient norms clipped, so that a rare, huge gradient does little harm
-- orthogonal first weights, small in the policy's last layer, so that all actions are tried
+- orthogonal initialization, small in the policy's last layer, so that all actions are tried
 - tanh on the mean of bounded actions, so that it cannot leave the bounds
-- the value of the last state at a time limit, because the episode would have gone on
+- bootstrapping from the last state at a time limit, because the episode would have gone on
 Left out: recurrent policies, a network shared by actor and critic.
 
 Shapes: T steps of N environments; B = T N rows of a batch; K action components.
@@ -86,7 +88,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they end episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -121,14 +123,14 @@ def update(agent, optimizer, value_optimizer, batch, args):
     policy_loss = -(pi.log_prob(batch.act) * adv).mean()
     value_loss = nn.functional.mse_loss(val, batch.ret)
     entropy = pi.entropy().mean()
-    # Not for a Gaussian (log_std): its entropy has no maximum, so a bonus would never stop widening it.
+    # Not for a Gaussian (log_std): its entropy has no maximum that could stop the bonus.
     ent_coef = args.discrete_ent_coef if agent.log_std is None else 0
 
     optimizer.zero_grad()
     value_optimizer.zero_grad()
     (policy_loss - ent_coef * entropy + value_loss).backward()  # each network gets its own gradient
     policy_params, value_params = agent.policy_parameters(), list(agent.critic.parameters())
-    average_gradients(policy_params + value_params)
+    average_gradients(policy_params + value_params)  # of torchrun's workers
     grad_norm = nn.utils.clip_grad_norm_(policy_params, args.max_grad_norm)
     nn.utils.clip_grad_norm_(value_params, args.max_grad_norm)
     optimizer.step()
@@ -142,7 +144,7 @@ def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
     steps = []
     for _ in range(num_steps):
-        act = agent.act(obs)
+        act = agent.act(obs)  # sampled
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
@@ -160,6 +162,7 @@ def train(args):
     critic_learning_rate = args.critic_learning_rate or (2.5e-3 if agent.images else 1e-2)
     optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
+    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -176,11 +179,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Update policy and value. obs_norm changes last, so that they see what the rollout saw.
+            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, value_optimizer, batch, args)

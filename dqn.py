@@ -18,7 +18,7 @@ let a neural network learn such a Q:
 With neither, and a table in place of the network, it is Q-learning as in tabular.py.
 
 Not in the paper:
-- double Q-learning (van Hasselt, Guez and Silver 2016), because a maximum of noisy values is biased
+- double Q-learning (van Hasselt, Guez and Silver 2016), because a maximum of noisy values is too high
 - n-step returns (Watkins 1989; Hessel et al. 2018): faster, though later actions are off-policy
 - a target network that moves a little after each step (Lillicrap et al. 2016), so that no step of
   the targets is large; the paper's: --tau 1 --target-interval 10000
@@ -27,8 +27,8 @@ Not in the paper:
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments; the paper clips rewards to [-1, 1]
 - gradient norms clipped, so that a rare, huge gradient does little harm
-- orthogonal first weights, so that layers keep the scale of their inputs
-- the value of the last state at a time limit, because the episode would have gone on
+- orthogonal initialization, so that layers keep the scale of their inputs
+- bootstrapping from the last state at a time limit, because the episode would have gone on
 Left out, of Rainbow (Hessel et al.): prioritized replay; dueling, distributional and noisy networks.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions; A actions.
@@ -62,7 +62,7 @@ from torch import nn
 from tqdm import tqdm
 
 Rollout = namedtuple("Rollout", "obs act rew next_obs terminated done")  # [T, N, ...]
-Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; obs: scaled; discount: gamma^steps
+Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, ...]; ret, discount: of n steps
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they end episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -121,7 +121,7 @@ class Args:
 
 
 def n_step_return(rew, end, gamma):
-    """Discounted sum of rew [..., n] up to and including the first end, and its number of steps; both [...]."""
+    """Discounted sum of rew [..., n] to the first end of an episode, and its number of steps; NumPy, [...]."""
     used = (end.cumsum(-1) - end) == 0  # no end before this step
     powers = gamma ** np.arange(rew.shape[-1])
     return (rew * powers * used).sum(-1), used.sum(-1)
@@ -140,7 +140,7 @@ def td_loss(agent, batch, args):
     """Loss of the TD errors [] and the action values Q(s, a) [B]."""
     with torch.no_grad():
         next_q = agent.target(batch.next_obs)
-        # Double Q-learning: one network chooses the action, the other evaluates it (Eq. 4 there).
+        # Double Q-learning: one network chooses, the other evaluates (van Hasselt et al., Eq. 4).
         next_act = (agent.network(batch.next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
     q = agent.network(batch.obs).gather(-1, batch.act[:, None])[:, 0]
@@ -153,7 +153,7 @@ def update(agent, optimizer, replay, args):
     if len(replay) < args.learning_starts:
         return dict.fromkeys(names)
     params, target_params = list(agent.network.parameters()), list(agent.target.parameters())
-    for batch in replay.sample(args, agent):
+    for batch in replay.sample(args, agent):  # n-step returns; obs and rewards scaled
         loss, q = td_loss(agent, batch, args)
         optimizer.zero_grad()
         loss.backward()
@@ -194,6 +194,7 @@ def train(args):
     learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
     optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
     replay = ReplayBuffer(envs.single_observation_space, args)
+    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout

@@ -13,13 +13,14 @@ importance ratio in place of the log-probability, clipped or penalized. At pi = 
 of both objectives equal A2C's.
 
 Not in the paper:
-- advantages divided by their standard deviation plus 0.1, so that noise near 0 is not blown up
+- advantages minus their mean, over their standard deviation plus 0.1, in each minibatch, so that
+  noise near 0 is not blown up
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
 - gradient norms clipped, so that a rare, huge gradient does little harm
-- orthogonal first weights, small in the policy's last layer, so that all actions are tried
+- orthogonal initialization, small in the policy's last layer, so that all actions are tried
 - tanh on the mean of bounded actions, so that it cannot leave the bounds
-- the value of the last state at a time limit, because the episode would have gone on
+- bootstrapping from the last state at a time limit, because the episode would have gone on
 - the KL estimated from the actions taken, so that any distribution with log_prob will do
 Left out: a network shared by policy and value. Value clipping is neither in the paper nor here.
 
@@ -69,7 +70,7 @@ class Args:
     num_minibatches: int = 8  # minibatches per pass, one gradient step each
     gae_lambda: float = 0.98  # lambda of GAE; smaller: less variance, more error from the critic
     ent_coef: float = 0.0  # weight of the entropy bonus
-    vf_coef: float = 0.5  # weight of the value loss; with separate networks, only clipping sees it
+    vf_coef: float = 0.5  # weight of the value loss; with separate networks it matters to clipping only
     max_grad_norm: float = 0.5  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
     target_kl: float = 0.0  # if positive, end an update when a minibatch's KL exceeds it; not d_targ
@@ -88,7 +89,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they end episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -152,8 +153,8 @@ def update(agent, optimizer, penalty, batch, args):
         log_ratio = pi.log_prob(minibatch.act) - minibatch.logp_old
         ratio = log_ratio.exp()
         kl = ratio - 1 - log_ratio  # its mean estimates KL(pi_old || pi) without bias (k3)
-        if 0 < args.target_kl < all_mean(kl.detach().mean()):
-            break  # not in the first minibatch, where the KL is 0
+        if losses and 0 < args.target_kl < all_mean(kl.detach().mean()):  # of all workers
+            break
         adv = (minibatch.adv - minibatch.adv.mean()) / (minibatch.adv.std() + ADV_STD_EPS)
         if args.objective == "clip":
             policy_loss = -clip_objective(ratio, adv, args.clip_coef)
@@ -165,7 +166,7 @@ def update(agent, optimizer, penalty, batch, args):
 
         optimizer.zero_grad()
         loss.backward()
-        average_gradients(params)
+        average_gradients(params)  # of torchrun's workers
         grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
         optimizer.step()
         losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
@@ -187,7 +188,7 @@ def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
     steps = []
     for _ in range(num_steps):
-        act = agent.act(obs)
+        act = agent.act(obs)  # sampled
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
@@ -203,8 +204,9 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (2.5e-4 if agent.images else 1e-3)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)
-    penalty = nn.Module()  # holds beta, so that checkpoints do
+    penalty = nn.Module()  # holds beta, so that checkpoints include it
     penalty.beta = nn.Buffer(torch.tensor(1.0))
+    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, penalty=penalty) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -220,11 +222,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Update policy and value. obs_norm changes last, so that they see what the rollout saw.
+            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, penalty, batch, args)

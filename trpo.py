@@ -26,10 +26,10 @@ Not in the paper:
 - damping, a multiple of I added to H, which is singular along what does not change the policy
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
-- gradient norms clipped, so that a rare, huge gradient does little harm
-- orthogonal first weights, small in the policy's last layer, so that all actions are tried
+- the critic's gradient norm clipped, so that a rare, huge gradient does little harm
+- orthogonal initialization, small in the policy's last layer, so that all actions are tried
 - tanh on the mean of bounded actions, so that it cannot leave the bounds
-- the value of the last state at a time limit, because the episode would have gone on
+- bootstrapping from the last state at a time limit, because the episode would have gone on
 - new statistics of observations, which change the policy a little outside the constraint
 Left out: vine sampling (Section 5.2), Fisher-vector products on a tenth of the batch.
 
@@ -96,7 +96,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they end episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -131,9 +131,9 @@ def surrogate(pi, logp_old, act, adv):
 
 
 def kl_divergence(old, new):
-    """KL(old || new) in closed form, [B]; policy may also return distributions that torch knows."""
+    """KL(old || new) in closed form, [B]; also for torch.distributions."""
     if isinstance(old, Categorical):
-        return (old.logits.exp() * (old.logits - new.logits)).sum((-1, -2))
+        return (old.logits.exp() * (old.logits - new.logits)).sum((-1, -2))  # logits: log-probabilities
     if isinstance(old, Gaussian):
         z = (old.mean - new.mean) / new.std
         log_ratio = 2 * (old.log_std - new.log_std)
@@ -225,7 +225,7 @@ def update(agent, optimizer, batch, max_kl, args):
         value_loss = nn.functional.mse_loss(agent.value(batch.obs), batch.ret)
         optimizer.zero_grad()
         value_loss.backward()
-        average_gradients(value_params)
+        average_gradients(value_params)  # of torchrun's workers
         nn.utils.clip_grad_norm_(value_params, args.max_grad_norm)
         optimizer.step()
 
@@ -239,7 +239,7 @@ def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
     steps = []
     for _ in range(num_steps):
-        act = agent.act(obs)
+        act = agent.act(obs)  # sampled
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
@@ -255,6 +255,7 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (7.5e-4 if agent.images else 3e-3)
     optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
+    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -271,11 +272,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Update policy and value. obs_norm changes last, so that they see what the rollout saw.
+            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, batch, max_kl, args)

@@ -20,8 +20,8 @@ total-return leave out a factor gamma^t of the gradient of the discounted return
 late steps little weight; they follow no objective's gradient (Nota and Thomas 2020).
 
 The first two forms do not use the critic and cannot bootstrap, so they need whole episodes: each
-rollout resets all environments and goes on after T steps until every episode that started in them
-has ended. Steps of later episodes are not learned from.
+rollout resets all environments and goes on after T steps until every episode that started within
+them has ended. Steps of later episodes are not learned from.
 
 Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise
@@ -31,9 +31,9 @@ Not in the papers:
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
 - gradient norms clipped, so that a rare, huge gradient does little harm
-- orthogonal first weights, small in the policy's last layer, so that all actions are tried
+- orthogonal initialization, small in the policy's last layer, so that all actions are tried
 - tanh on the mean of bounded actions, so that it cannot leave the bounds
-- the value of the last state at a time limit, in the last two forms: the episode would have gone on
+- bootstrapping from the last state at a time limit, in the last two forms: the episode would have gone on
 
 Shapes: T steps of N environments, or L >= T with whole episodes; B rows of a batch; K action
 components.
@@ -95,7 +95,7 @@ class Args:
     async_envs: bool = False  # run each environment in its own process; for slow simulators
     run_dir: str = ""  # output folder; default runs/<env>__<script>__<seed>__<time>-<random>
     resume: str = ""  # checkpoint.pt to continue; flags that are not given come from it
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; they end episodes
     eval_episodes: int = 10  # episodes of the final evaluation, with greedy actions
     render: bool = False  # show the evaluation in a window
     capture_video: bool = False  # record the evaluation to <run_dir>/videos
@@ -166,7 +166,7 @@ def update(agent, optimizer, value_optimizer, batch, args):
     policy_params, value_params = agent.policy_parameters(), list(agent.critic.parameters())
     optimizer.zero_grad()
     policy_loss.backward()
-    average_gradients(policy_params)
+    average_gradients(policy_params)  # of torchrun's workers
     grad_norm = nn.utils.clip_grad_norm_(policy_params, args.max_grad_norm)
     optimizer.step()
 
@@ -187,7 +187,7 @@ def collect(agent, envs, obs, num_steps):
     """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
     steps = []
     for _ in range(num_steps):
-        act = agent.act(obs)
+        act = agent.act(obs)  # sampled
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act.reshape(len(act), -1), rew, next_obs, terminated, done))
@@ -216,11 +216,12 @@ def train(args):
     optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC
+    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
                 run.save()
-            if run.checkpoint_due or whole_episodes:
+            if run.checkpoint_due or whole_episodes:  # save does not change it, reset does
                 obs = run.reset()  # as a resumed run does, so that both go on alike, bit for bit
             decay = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
             for group in optimizer.param_groups + value_optimizer.param_groups:
@@ -234,11 +235,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 psi = compute_psi(args.form, rollout, rew, val, next_val, args.gamma, lam)
 
-            # Update policy and value. obs_norm changes last, so that they see what the rollout saw.
+            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
             counts = started_before(args.num_steps, rollout.done)  # [L, N]
             columns = rollout.obs, rollout.act, psi, psi + val
             batch = Batch(*[x[counts] for x in columns])
