@@ -310,7 +310,8 @@ def feature_layers(shape, hidden_sizes):
     """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
     layers, size, activation = [], shape[0], nn.Tanh
     if len(shape) == 3:
-        for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
+        shapes = (32, 8, 4), (64, 4, 2), (64, 3, 1)
+        for channels, kernel, stride in shapes:
             layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
             size = channels
         layers.append(nn.Flatten())
@@ -539,12 +540,13 @@ class Run:
 
     def report(self, rollout, metrics):
         """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
-        for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
+        rew, done = rollout.rew.numpy(force=True), rollout.done.numpy(force=True)
+        for r, d in zip(rew, done):
             self.current += r, np.ones_like(r)
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
-        steps = rollout.rew.numel() * WORKERS
+        steps = rew.size * WORKERS
         interval = self.args.checkpoint_every * self.args.num_envs * WORKERS
         self.step += steps
         self.seconds = time.perf_counter() - self.start

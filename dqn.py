@@ -143,7 +143,8 @@ def td_loss(agent, batch, args):
         # Double Q-learning: one network chooses, the other evaluates (van Hasselt et al., Eq. 4).
         next_act = (agent.network(batch.next_obs) if args.double_q else next_q).argmax(-1)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
-    q = agent.network(batch.obs).gather(-1, batch.act[:, None])[:, 0]
+    q = agent.network(batch.obs)  # [B, A]
+    q = q.gather(-1, batch.act[:, None])[:, 0]
     return nn.functional.huber_loss(q, target), q  # linear beyond 1: the paper's clipped error
 
 
@@ -253,8 +254,10 @@ class ReplayBuffer:
         return min(self.count, self.size)
 
     def state_dict(self):
-        columns = {name: torch.from_numpy(x[: len(self)]) for name, x in self.columns._asdict().items()}
-        return columns | {"count": self.count} if self.saved else {}
+        stored = {"count": self.count}
+        for name, x in self.columns._asdict().items():
+            stored[name] = torch.from_numpy(x[: len(self)])
+        return stored if self.saved else {}
 
     def load_state_dict(self, saved):
         self.count = saved.get("count", 0)
@@ -359,7 +362,8 @@ def feature_layers(shape, hidden_sizes):
     """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
     layers, size, activation = [], shape[0], nn.Tanh
     if len(shape) == 3:
-        for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
+        shapes = (32, 8, 4), (64, 4, 2), (64, 3, 1)
+        for channels, kernel, stride in shapes:
             layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
             size = channels
         layers.append(nn.Flatten())
@@ -564,12 +568,13 @@ class Run:
 
     def report(self, rollout, metrics):
         """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
-        for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
+        rew, done = rollout.rew.numpy(force=True), rollout.done.numpy(force=True)
+        for r, d in zip(rew, done):
             self.current += r, np.ones_like(r)
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
-        steps = rollout.rew.numel() * WORKERS
+        steps = rew.size * WORKERS
         interval = self.args.checkpoint_every * self.args.num_envs * WORKERS
         self.step += steps
         self.seconds = time.perf_counter() - self.start

@@ -133,7 +133,8 @@ def surrogate(pi, logp_old, act, adv):
 def kl_divergence(old, new):
     """KL(old || new) in closed form, [B]; also for torch.distributions."""
     if isinstance(old, Categorical):
-        return (old.logits.exp() * (old.logits - new.logits)).sum((-1, -2))  # logits: log-probabilities
+        log_ratio = old.logits - new.logits  # logits are log-probabilities
+        return (old.logits.exp() * log_ratio).sum((-1, -2))
     if isinstance(old, Gaussian):
         z = (old.mean - new.mean) / new.std
         log_ratio = 2 * (old.log_std - new.log_std)
@@ -403,7 +404,8 @@ def feature_layers(shape, hidden_sizes):
     """Layers for vectors, or for images [C, H, W] (Mnih et al. 2015), and the number of outputs."""
     layers, size, activation = [], shape[0], nn.Tanh
     if len(shape) == 3:
-        for channels, kernel, stride in (32, 8, 4), (64, 4, 2), (64, 3, 1):
+        shapes = (32, 8, 4), (64, 4, 2), (64, 3, 1)
+        for channels, kernel, stride in shapes:
             layers += [orthogonal(nn.Conv2d(size, channels, kernel, stride)), nn.ReLU()]
             size = channels
         layers.append(nn.Flatten())
@@ -632,12 +634,13 @@ class Run:
 
     def report(self, rollout, metrics):
         """Count steps and episodes and write a row of metrics. Raises FloatingPointError."""
-        for r, d in zip(rollout.rew.numpy(force=True), rollout.done.numpy(force=True)):
+        rew, done = rollout.rew.numpy(force=True), rollout.done.numpy(force=True)
+        for r, d in zip(rew, done):
             self.current += r, np.ones_like(r)
             if d.any():
                 self.recent.extend(self.current[:, d].T.tolist())
                 self.current[:, d] = 0
-        steps = rollout.rew.numel() * WORKERS
+        steps = rew.size * WORKERS
         interval = self.args.checkpoint_every * self.args.num_envs * WORKERS
         self.step += steps
         self.seconds = time.perf_counter() - self.start
