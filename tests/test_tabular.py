@@ -461,6 +461,8 @@ def test_figure_8_2_planning_finds_the_path_in_fewer_episodes():
         mean, error = results[text].curves["steps"]
         for episode, number in {1: 868.7, **points}.items():  # 1: a random walk; the book says about 1700
             assert close((mean[episode - 1], error[episode - 1]), number, error[episode - 1])
+    none, five, fifty = (results[text].curves["steps"][0][1] for text in expected)  # episode 2
+    assert none > 2 * five > 4 * fifty
 
 
 @pytest.mark.slow
