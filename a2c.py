@@ -141,7 +141,7 @@ def update(agent, optimizer, value_optimizer, batch, args):
 
 
 def collect(agent, envs, obs, num_steps):
-    """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
+    """Take T steps in each of N environments, from obs; returns a Rollout and the obs to go on from."""
     steps = []
     for _ in range(num_steps):
         act = agent.act(obs)  # sampled
@@ -162,7 +162,7 @@ def train(args):
     critic_learning_rate = args.critic_learning_rate or (2.5e-3 if agent.images else 1e-2)
     optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
-    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
+    # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -179,11 +179,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
+            # Update policy and value; then obs_norm, so that the update sees obs scaled as they were.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, value_optimizer, batch, args)

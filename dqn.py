@@ -133,7 +133,7 @@ def td_target(ret, discount, terminated, next_q, next_act):
     next_q [B, A] is Q(s', .) by the target network; the other arguments are [B].
     """
     next_val = next_q.gather(-1, next_act[:, None])[:, 0]
-    return ret + discount * next_val * ~terminated  # a terminal state has value 0; a time limit is not terminal
+    return ret + discount * next_val * ~terminated  # a time limit is not a terminal state
 
 
 def td_loss(agent, batch, args):
@@ -158,7 +158,7 @@ def update(agent, optimizer, replay, args):
         loss, q = td_loss(agent, batch, args)
         optimizer.zero_grad()
         loss.backward()
-        average_gradients(params)
+        average_gradients(params)  # of torchrun's workers
         grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
         optimizer.step()
         agent.updates += 1
@@ -171,7 +171,7 @@ def update(agent, optimizer, replay, args):
 
 
 def collect(agent, envs, obs, num_steps, epsilon):
-    """Take T epsilon-greedy steps in each of N environments; returns a Rollout and the last obs."""
+    """Take T epsilon-greedy steps in N environments; returns a Rollout and the obs to go on from."""
     shape, steps = (num_steps, envs.num_envs), []
     explore = (torch.rand(shape) < epsilon).numpy()
     random_act = torch.randint(int(envs.single_action_space.n), shape).numpy()
@@ -195,7 +195,7 @@ def train(args):
     learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
     optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
     replay = ReplayBuffer(envs.single_observation_space, args)
-    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
+    # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -220,7 +220,7 @@ def train(args):
     return agent
 
 
-# From here on: the replay buffer and the network, then what all scripts share.
+# From here on: the replay buffer and the network, then what is shared with the other scripts.
 
 MAX_SAVED_BYTES = 2**30  # a larger replay buffer is not saved in checkpoints
 RANK = int(os.environ.get("RANK", 0))  # set by torchrun, as is the number of workers

@@ -27,7 +27,6 @@ Left out: a network shared by policy and value. Value clipping is neither in the
 Shapes: T steps of N environments; B rows of a batch (T N) or of a minibatch; K action components.
 """
 
-
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["gymnasium[classic-control]>=1.1", "moviepy>=2.0", "numpy>=1.26", "torch>=2.8",
@@ -105,7 +104,7 @@ class Args:
         check_flags(self, "num_steps", "update_epochs", "num_minibatches", "max_grad_norm")
         rows, parts = self.num_envs * self.num_steps, self.num_minibatches
         if rows % parts or rows < 2 * parts:
-            raise InputError(f"--num-minibatches {parts}: must split {rows} steps into equal parts > 1")
+            raise InputError(f"--num-minibatches {parts}: must split {rows} steps into equal parts of 2 or more")
 
 
 def gae(rew, val, next_val, terminated, done, gamma, lam):
@@ -185,7 +184,7 @@ def update(agent, optimizer, penalty, batch, args):
 
 
 def collect(agent, envs, obs, num_steps):
-    """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
+    """Take T steps in each of N environments, from obs; returns a Rollout and the obs to go on from."""
     steps = []
     for _ in range(num_steps):
         act = agent.act(obs)  # sampled
@@ -206,7 +205,7 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)
     penalty = nn.Module()  # holds beta, so that checkpoints include it
     penalty.beta = nn.Buffer(torch.tensor(1.0))
-    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
+    # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, penalty=penalty) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -222,11 +221,11 @@ def train(args):
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 adv = gae(rew, val, next_val, rollout.terminated, rollout.done, args.gamma, lam)
 
-            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
+            # Update policy and value; then obs_norm, so that the update sees obs scaled as they were.
             columns = rollout.obs, rollout.act, adv, adv + val
             batch = Batch(*[x.flatten(0, 1) for x in columns])
             metrics = update(agent, optimizer, penalty, batch, args)

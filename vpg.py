@@ -27,7 +27,7 @@ Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise
   near 0 is not blown up; the mean over steps, not the sum over an episode
 - Adam for both networks, with a learning rate that decays to 0, so that the last steps settle
-- a critic fit to psi + V in a few gradient steps, in place of a trust region: less to explain
+- a critic fit to psi + V in a few gradient steps, for simplicity, in place of a trust region
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
 - gradient norms clipped, so that a rare, huge gradient does little harm
@@ -184,7 +184,7 @@ def update(agent, optimizer, value_optimizer, batch, args):
 
 
 def collect(agent, envs, obs, num_steps):
-    """Take T steps in each of N environments from obs [N, *obs]; returns a Rollout and the last obs."""
+    """Take T steps in each of N environments, from obs; returns a Rollout and the obs to go on from."""
     steps = []
     for _ in range(num_steps):
         act = agent.act(obs)  # sampled
@@ -216,7 +216,7 @@ def train(args):
     optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC
-    # Run logs and saves, or loads to resume; at the end it evaluates the agent.
+    # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
             if run.checkpoint_due:  # also before the first rollout
@@ -228,18 +228,18 @@ def train(args):
                 group["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments with the current policy, or whole episodes.
-            function = collect_episodes if whole_episodes else collect
-            rollout, obs = function(agent, envs, obs, args.num_steps)
+            collect_rollout = collect_episodes if whole_episodes else collect
+            rollout, obs = collect_rollout(agent, envs, obs, args.num_steps)
 
             # Compute psi, the weight of each action's grad log pi.
             with torch.no_grad():
                 both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
-                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # of returns
+                agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
                 psi = compute_psi(args.form, rollout, rew, val, next_val, args.gamma, lam)
 
-            # Update policy and value. obs_norm, which scales their obs, changes last: they see what acted.
+            # Update policy and value; then obs_norm, so that the update sees obs scaled as they were.
             counts = started_before(args.num_steps, rollout.done)  # [L, N]
             columns = rollout.obs, rollout.act, psi, psi + val
             batch = Batch(*[x[counts] for x in columns])
