@@ -71,20 +71,20 @@ class Args:
     num_steps: int = 8  # T, steps of each environment per rollout
     gradient_steps: int = 16  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
-    buffer_size: int = 1_000_000  # transitions kept by each worker; the oldest are overwritten
-    learning_starts: int = 1_000  # transitions of random actions stored by each worker before it learns
+    buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
+    learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
     n_step: int = 5  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     policy_delay: int = 2  # gradient steps of the critics between updates of actor and targets
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # limit of that noise
-    tau: float = 0.005  # fraction by which the targets move
+    tau: float = 0.005  # fraction by which the target networks move
     noise_start: float = 0.5  # initial standard deviation of the noise on actions in [-1, 1]
     noise_end: float = 0.1  # final standard deviation of the noise
     noise_correlation: float = 0.85  # of the noise in one step with that in the next
     exploration_fraction: float = 0.5  # fraction of training over which the noise decays linearly
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
-    anneal_lr: bool = True  # decay the learning rates linearly to 0
+    anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "Pendulum-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     env_kwargs: str = "{}"  # arguments of the environment as JSON, such as '{"continuous": true}'
@@ -202,7 +202,7 @@ def collect(agent, envs, obs, noise, std, args, warm_up):
         noise = rho * noise + (1 - rho**2) ** 0.5 * torch.randn(envs.action_space.shape)
         act = torch.erf(noise / 2**0.5).numpy()  # uniform on [-1, 1], as the noise is normal
         if not warm_up:
-            act = (agent.act(obs) + std * noise.numpy()).clip(-1, 1)
+            act = (agent.act(obs) + (std * noise).numpy()).clip(-1, 1)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act, rew, next_obs, terminated, done))
@@ -735,6 +735,7 @@ def setup_torch(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would slow the processor down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal first weights in all workers
     return device

@@ -69,17 +69,17 @@ class Args:
     num_steps: int = 8  # T, steps of each environment per rollout
     gradient_steps: int = 16  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
-    buffer_size: int = 1_000_000  # transitions kept by each worker; the oldest are overwritten
-    learning_starts: int = 1_000  # transitions of random actions stored by each worker before it learns
+    buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
+    learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
     n_step: int = 5  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
-    tau: float = 0.005  # fraction by which the target critics move after each gradient step
+    tau: float = 0.005  # fraction by which the target networks move
     alpha: float = 0.02  # temperature: what one nat of entropy is worth, in units of scaled reward
     tune_alpha: bool = True  # adapt the temperature to the target entropy; otherwise it stays
     target_entropy: float = -1.0  # nats per action component; for a mean of 0, a deviation of 0.09
     noise_correlation: float = 0.85  # of the noise in one step with that in the next
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
-    anneal_lr: bool = True  # decay the learning rates linearly to 0
+    anneal_lr: bool = True  # decay the learning rate linearly to 0
 
     env_id: str = "Pendulum-v1"  # Gymnasium id; "my_module:MyEnv-v0" imports my_module first
     env_kwargs: str = "{}"  # arguments of the environment as JSON, such as '{"continuous": true}'
@@ -757,6 +757,7 @@ def setup_torch(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would slow the processor down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal first weights in all workers
     return device

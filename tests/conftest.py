@@ -11,7 +11,8 @@ from tests.helpers import command
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
-ORDER = "learning probes shared vpg a2c trpo ppo dqn bandit tabular rlhf ordinary users runs house".split()
+ORDER = "learning probes shared vpg a2c trpo ppo dqn continuous ddpg sac bandit tabular rlhf".split()
+ORDER += ["ordinary", "users", "runs", "house"]
 
 
 def pytest_collection_modifyitems(items):

@@ -95,6 +95,15 @@ class Image(RewardFromBoth):
         return image
 
 
+class ContinuousImage(Image):
+    """The best action is 1 / 2 or -1 / 2, as the bright side says."""
+
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reward(self, act):
+        return -float((act[0] - self.sign / 2) ** 2)
+
+
 class Dict(RewardFromBoth):
     """The sign among other things in a dictionary."""
 
@@ -182,7 +191,11 @@ MISBEHAVING = {
     "Raises": {"error": ZeroDivisionError("the environment's own words")},
 }
 
-for probe in (*Probe.__subclasses__(), Unbounded, Image, Dict, Loose):
+for probe in RewardFromObservation, RewardOneStepLate, Endless:  # the same with actions that do not matter
+    continuous = type(f"Continuous{probe.__name__}", (probe,), {"action_space": spaces.Box(-1, 1, (1,), np.float32)})
+    gym.register(f"Probe{continuous.__name__}-v0", continuous)
+gym.register("ProbeContinuousTimeLimit-v0", continuous, max_episode_steps=10)
+for probe in (*Probe.__subclasses__(), Unbounded, Image, ContinuousImage, Dict, Loose):
     gym.register(f"Probe{probe.__name__}-v0", entry_point=probe)
 gym.register("ProbeTimeLimit-v0", entry_point=Endless, max_episode_steps=10)
 gym.register("ProbeGraphObservations-v0", entry_point=Spaces, kwargs={"observation_space": spaces.Graph(SIGN, None)})

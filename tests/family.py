@@ -27,11 +27,19 @@ MAY_DIFFER = {
     "train": "what a batch holds, and which optimizers there are",
 }
 ONE_MAY_DIFFER = {
-    "dqn": {"ACTIONS": "lists Discrete alone", "collect": "epsilon-greedy; the replay buffer is in main memory"},
+    "dqn": {"ACTIONS": "lists Discrete alone", "collect": "epsilon-greedy; the replay buffer is in main memory"}
+    | {"td_target": "Q of all actions, and a choice", "td_loss": "Q(s, .), not Q(s, a)"}
+    | {"ReplayBuffer": "actions are integers", "flag tau": "one target network"}
+    | {"flag exploration_fraction": "epsilon decays, not noise"},
+    "ddpg": {"ACTIONS": "lists Box alone", "collect": "the actor's actions and noise; the buffer is in main memory"}
+    | {"td_loss": "the target actor's actions", "policy_loss": "Q alone", "ActorCritic": "Q(s, a) and targets"},
+    "sac": {"ACTIONS": "lists Box alone", "collect": "sampled actions; the replay buffer is in main memory"}
+    | {"ActorCritic": "Q(s, a) and targets; the policy is squashed"},
     "trpo": {"flag max_grad_norm": "only the critic's gradients are clipped"},
 }
 BELOW = "all below the fold"
-OWN_DEFAULTS = {"total_timesteps", "num_envs", "gamma", "learning_rate", "hidden_sizes"}  # of the shared flags
+# Of the shared flags:
+OWN_DEFAULTS = {"env_id", "total_timesteps", "num_envs", "gamma", "learning_rate", "hidden_sizes"}
 MARKS = re.compile(r"(<!-- (\w+) ([^>]*): python -m tests\.family -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ["vpg", "a2c", "trpo", "ppo"]  # policy gradients
-SCRIPTS = [*FAMILY, "dqn"]
+CONTINUOUS = ["ddpg", "sac"]  # these take continuous actions alone, dqn discrete ones
+SCRIPTS = [*FAMILY, "dqn", *CONTINUOUS]
 
 ENVIRONMENTS = "CartPole-v1", "Pendulum-v1", "ProbeMultiDiscrete-v0"  # a kind of action each
 SHORT = {"num_envs": 4, "num_steps": 32, "total_timesteps": 1_280, "checkpoint_every": 128, "eval_episodes": 2}
 VARIANTS = {name: (name, {}) for name in FAMILY}  # the second objective, and the form with rollouts of changing length
 VARIANTS |= {"ppo async-envs": ("ppo", {"async_envs": True})}
 VARIANTS |= {"ppo penalty": ("ppo", {"objective": "penalty"}), "vpg total-return": ("vpg", {"form": "total-return"})}
-VARIANTS["dqn"] = "dqn", {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000, "target_interval": 3}
+REPLAY = {"learning_starts": 200, "batch_size": 32, "buffer_size": 1_000}
+VARIANTS |= {"dqn": ("dqn", REPLAY | {"target_interval": 3}), "ddpg": ("ddpg", REPLAY), "sac": ("sac", REPLAY)}
 
 # The shortest runs that learn, save and end episodes: 10 rollouts, with checkpoints at steps 0, 128, 256 and 320.
 TINY = {"num_envs": 2, "num_steps": 16, "total_timesteps": 320, "checkpoint_every": 64, "eval_episodes": 1}
@@ -30,7 +32,11 @@ TINY = {name: TINY | {"hidden_sizes": (8,)} for name in SCRIPTS}
 TINY["vpg"] |= {"value_epochs": 2}
 TINY["trpo"] |= {"value_epochs": 2}
 TINY["ppo"] |= {"update_epochs": 2, "num_minibatches": 2}
-TINY["dqn"] |= {"learning_starts": 50, "batch_size": 8, "buffer_size": 1_000, "target_interval": 3}
+for name in "dqn", *CONTINUOUS:
+    TINY[name] |= {"learning_starts": 50, "batch_size": 8, "buffer_size": 1_000}
+TINY["dqn"] |= {"target_interval": 3}
+for name in CONTINUOUS:
+    TINY[name] |= {"env_kwargs": '{"max_episode_steps": 20}'}
 TINY_RLHF = {"sft_steps": 4, "num_comparisons": 64, "reward_epochs": 2, "iterations": 2, "batch_size": 16}
 TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2, "checkpoint_every": 3}
 
@@ -51,11 +57,11 @@ def flags(*numbers):
 # Agents
 
 
-def make_agent(module, env_id="CartPole-v1", **flags):
-    """Agent and flags; the same first weights whatever the script."""
-    args = module.Args(env_id=env_id, **flags)
+def make_agent(module, env_id="", **flags):
+    """Agent and flags, for the default environment or another; the same first weights whatever the script."""
+    args = module.Args(**{"env_id": env_id} if env_id else {}, **flags)
     torch.manual_seed(0)
-    env = module.make_env(env_id)
+    env = module.make_env(args.env_id, args.env_kwargs)
     kind = module.QNetwork if hasattr(module, "QNetwork") else module.ActorCritic
     return kind(env.observation_space, env.action_space, args), args
 

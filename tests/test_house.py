@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import family
-from tests.helpers import ROOT, SCRIPTS, assert_same_agent
+from tests.helpers import CONTINUOUS, ROOT, SCRIPTS, assert_same_agent
 
 sys.path.append(str(ROOT / "benchmarks"))  # after the scripts: both folders have a rlhf.py
 plot, train, speed = map(importlib.import_module, ["plot", "train", "speed"])
@@ -201,7 +201,7 @@ def test_the_readme_and_ci_have_one_test_command():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in CONTINUOUS])
 def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name):
     """Its blocks, from the environment to an episode and to the agent loaded from a checkpoint, with a small budget."""
     monkeypatch.chdir(tmp_path)

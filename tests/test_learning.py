@@ -36,6 +36,7 @@ def win_rate(folder):
 
 
 CARTPOLE = {"env_id": "CartPole-v1"}
+PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 20_000, "eval_episodes": 30}
 CLIFF = {"env_id": "CliffWalking-v1", "agents": "q-learning", "runs": 10}
 REVIEWS = {"sft_steps": 300, "num_comparisons": 3_000, "reward_epochs": 3, "eval_responses": 960}
 
@@ -48,6 +49,8 @@ LEARNS = {  # script: environment and budget, what is measured, threshold; all e
     "trpo.py": (CARTPOLE | {"total_timesteps": 100_000}, mean_return, 475),
     "ppo.py": (CARTPOLE | {"total_timesteps": 100_000}, mean_return, 475),
     "dqn.py": (CARTPOLE | {"total_timesteps": 50_000}, mean_return, 475),
+    "ddpg.py": (PENDULUM, mean_return, -180),
+    "sac.py": (PENDULUM, mean_return, -180),
     "rlhf.py": (REVIEWS | {"iterations": 15}, win_rate, 0.7),
 }
 

@@ -10,13 +10,15 @@ from torch import nn
 from torch.distributions import Beta, Independent, Normal
 from torch.nn.utils import parametrizations, prune
 
-from tests.helpers import SCRIPTS, SHORT, VARIANTS, make_agent, make_batch, make_penalty, vector
+from tests.helpers import CONTINUOUS, FAMILY, SCRIPTS, SHORT, VARIANTS, make_agent, make_batch, make_penalty, vector
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
 def output(agent, obs):
     """The action values or, as one number a row, policy and value."""
+    if hasattr(agent, "critics"):
+        return agent.q(obs, torch.zeros(len(obs), 1)).detach()
     if hasattr(agent, "q"):
         return agent.q(obs).detach()
     with torch.no_grad():
@@ -25,11 +27,17 @@ def output(agent, obs):
 
 def body(agent):
     """A network that every step trains."""
+    if hasattr(agent, "critics"):
+        return agent.critics[0].layers
     return agent.network if hasattr(agent, "network") else agent.critic
 
 
+def observations(agent):
+    return torch.randn(5, *agent.obs_norm.mean.shape)
+
+
 class Replay(list):
-    """What dqn.update samples the same batches from again and again."""
+    """What an update samples the same batches from again and again."""
 
     def sample(self, args, agent):
         return self
@@ -48,6 +56,13 @@ class Trainee:
             args.learning_starts = 1
             arguments = adam(agent.network.parameters()), Replay([batch])
             self.loss = lambda: (agent.q(obs).gather(-1, act[:, None])[:, 0] - ret).square().mean().item()
+        elif name in CONTINUOUS:
+            obs, act, ret = torch.randn(64, 3), torch.rand(64, 1), torch.randn(64)
+            batch = module.Batch(obs, act, ret, obs, torch.ones(64, dtype=torch.bool), torch.ones(64))
+            args.learning_starts = 1
+            actor = agent.policy_parameters() if name == "sac" else agent.actor.parameters()
+            arguments = adam(actor), adam(agent.critics.parameters()), Replay([batch])
+            self.loss = lambda: (agent.q(obs, act) - ret).square().mean().item()
         else:
             batch = make_batch(module, agent)
             optimizers = adam(agent.policy_parameters()), adam(agent.critic.parameters())
@@ -124,7 +139,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_network_gives_other_outputs(name, change):
     agent, _ = make_agent(importlib.import_module(name))
-    obs = torch.randn(5, 4)
+    obs = observations(agent)
     before = output(agent, obs)
     CHANGES[change](body(agent))
     assert (output(agent, obs) - before).abs().max() > 1e-3
@@ -134,7 +149,7 @@ def test_a_changed_network_gives_other_outputs(name, change):
 def test_quantized_layers_are_used(name):
     agent, _ = make_agent(importlib.import_module(name))
     quantized = torch.ao.quantization.quantize_dynamic(deepcopy(agent), {nn.Linear}, torch.qint8)
-    obs = torch.randn(5, 4)
+    obs = observations(agent)
     difference = (output(quantized, obs) - output(agent, obs)).abs().max()
     assert 0 < difference < 1
 
@@ -142,7 +157,8 @@ def test_quantized_layers_are_used(name):
 @every_script
 def test_functional_call_uses_the_parameters_it_is_given(name):
     agent, _ = make_agent(importlib.import_module(name))
-    network, x = body(agent), torch.randn(5, 4)
+    network = body(agent)
+    x = torch.randn(5, network[0].in_features)
     zeros = {key: torch.zeros_like(param) for key, param in network.named_parameters()}
     assert torch.func.functional_call(network, zeros, x).abs().max() == 0
 
@@ -160,11 +176,14 @@ def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_pa
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    defaults = {"vpg": [7.5e-4], "a2c": [3.75e-4, 2.5e-3], "trpo": [7.5e-4], "ppo": [2.5e-4], "dqn": [5e-4]}[name]
+    defaults = {"vpg": [7.5e-4], "a2c": [3.75e-4, 2.5e-3], "trpo": [7.5e-4], "ppo": [2.5e-4], "dqn": [5e-4]}
+    defaults = (defaults | {"ddpg": [2.5e-4], "sac": [2.5e-4]})[name]
     expected = defaults if learning_rate is None else [learning_rate, *defaults[1:]]
     small = {"num_envs": 2, "num_steps": 4, "total_timesteps": 8, "anneal_lr": False, "eval_episodes": 0}
-    small |= {"dqn": {"learning_starts": 8, "batch_size": 4}, "ppo": {"num_minibatches": 1}}.get(name, {})
-    flags = {"env_id": "ProbeImage-v0", "learning_rate": learning_rate, "run_dir": str(tmp_path)}
+    replay = {"learning_starts": 8, "batch_size": 4}
+    small |= {"ppo": {"num_minibatches": 1}, "dqn": replay, "ddpg": replay, "sac": replay}.get(name, {})
+    env_id = "ProbeContinuousImage-v0" if name in CONTINUOUS else "ProbeImage-v0"
+    flags = {"env_id": env_id, "learning_rate": learning_rate, "run_dir": str(tmp_path)}
     module.train(module.Args(**small | flags))
     assert sorted(rates) == pytest.approx(sorted(expected))
 
@@ -191,7 +210,7 @@ def beta(pi):
     return Independent(Beta(1 + pi.mean.exp(), 1 + (-pi.mean).exp()), 1)
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dqn" and "async" not in variant])
+@pytest.mark.parametrize("variant", [x for x in VARIANTS if x.split()[0] in FAMILY and "async" not in x])
 @pytest.mark.parametrize("kind", ["normal", pytest.param("beta", marks=pytest.mark.slow)])
 def test_the_policy_may_return_a_distribution_of_torch(tmp_path, monkeypatch, variant, kind):
     """Normal distributions give the same log-probabilities as the script's own; Beta distributions train as well."""

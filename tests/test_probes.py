@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import dqn
-from tests.helpers import FAMILY, SCRIPTS, evaluation
+from tests.helpers import FAMILY, evaluation
 
 pytestmark = pytest.mark.slow
 
+SCRIPTS = [*FAMILY, "dqn"]  # test_continuous.py has the probes of the others
 BUDGET = {"vpg": 20_480, "a2c": 40_960, "trpo": 40_960, "ppo": 20_480, "dqn": 8_192}  # all else: the defaults
 AGENTS = {name: {} for name in SCRIPTS}
 AGENTS |= {"vpg total-return": {"form": "total-return"}, "ppo penalty": {"objective": "penalty"}}

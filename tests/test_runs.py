@@ -5,6 +5,7 @@ Where the scripts share a text, which test_house.py compares, one stands for all
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,7 @@ import ppo
 import rlhf
 from tests import helpers
 from tests.environments import ACTION_SPACES
-from tests.helpers import ROOT, SCRIPTS, SHORT, TINY, TINY_RLHF, command, evaluation, load, metrics
+from tests.helpers import CONTINUOUS, ROOT, SCRIPTS, SHORT, TINY, TINY_RLHF, command, evaluation, load, metrics
 from tests.helpers import train_tiny as train
 
 TABLES = {"bandit": {"runs": 3, "steps": 10, "agents": "greedy"}, "tabular": {"runs": 2, "steps": 100, "agents": "td"}}
@@ -81,7 +82,8 @@ def test_a_run_leaves_its_flags_its_metrics_a_checkpoint_and_an_evaluation(whole
     assert json.loads((folder / "args.json").read_text())["num_envs"] == 2
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [32 * i for i in range(1, 11)]
-    losses = {"td_loss", "q_value", "epsilon"} if name == "dqn" else {"policy_loss", "value_loss", "entropy"}
+    replay = {"dqn": {"epsilon"}, "ddpg": {"policy_loss", "noise"}, "sac": {"policy_loss", "entropy", "alpha"}}
+    losses = {"td_loss", "q_value"} | replay[name] if name in replay else {"policy_loss", "value_loss", "entropy"}
     assert {"episodic_length", "grad_norm"} | losses <= rows[0].keys()
     assert float(rows[-1]["episodic_return"]) == pytest.approx(np.mean(load(folder)["counters"][2], 0)[0])
     result = evaluation(folder)
@@ -250,6 +252,8 @@ def test_a_run_on_cuda_can_be_resumed_there_and_evaluated_on_a_cpu(tmp_path, nam
         ("trpo", {"env_id": "ProbeNanReward-v0"}, "rewards", 96),
         ("ppo", {"env_id": "ProbeInfiniteReward-v0"}, "rewards", 96),
         ("dqn", {"env_id": "ProbeNanLastObservation-v0"}, "td_loss", 96),
+        ("ddpg", {"learning_rate": 1e30}, "td_loss", 64),
+        ("sac", {"learning_rate": 1e30}, "td_loss", 64),
         ("ppo", {"learning_rate": 1e30}, "policy_loss", 32),
     ],
 )
@@ -274,7 +278,7 @@ def test_an_error_of_the_environment_keeps_its_traceback(main, spy, tmp_path):
 
 # Refusals
 
-DEEP, HUGE = "vpg a2c trpo ppo dqn", 10**20
+DEEP, HUGE = "vpg a2c trpo ppo dqn ddpg sac", 10**20
 WRONG = [  # flags that are refused one at a time, in a sentence that names the flag
     (f"{DEEP} bandit tabular rlhf", "--colour=red --seed --seed=one --seed=1.5"),
     (f"{DEEP} rlhf", "--resume=nowhere.pt --resume=. --resume=text --resume=half.pt --resume=list.pt --resume=bomb.pt"),
@@ -288,6 +292,9 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("trpo", "--max-kl=0 --cg-iters=0 --line-search-steps=0 --value-epochs=0"),
     ("ppo", "--num-minibatches=0 --num-minibatches=7 --num-minibatches=2048 --update-epochs=0 --objective=both"),
     ("dqn", "--batch-size=0 --gradient-steps=0 --n-step=0 --tau=0 --target-interval=0 --buffer-size=999"),
+    ("ddpg sac", "--batch-size=0 --gradient-steps=0 --n-step=0 --tau=0 --buffer-size=999"),
+    ("ddpg", "--policy-delay=0"),
+    ("sac", "--alpha=0"),
     ("bandit tabular rlhf", "--seed=-1"),
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
     ("bandit", f"--num-arms=0 --num-arms={10**8} --mean=nan --agents --agents=greedy:initial=NaN --agents=ucb:c"),
@@ -305,7 +312,9 @@ REFUSED = [  # flags that are refused together, and what the sentence must say
     ("vpg a2c trpo", "--num-steps=1 --num-envs=1", "--num-steps"),
     ("ppo", "--resume=run/checkpoint.pt --run-dir=out --hidden-sizes=64", "--resume agent"),
     ("dqn", "--env-id=Pendulum-v1", "--env-id Box"),
-    ("dqn", "--learning-starts=1000 --total-timesteps=1000", "--learning-starts"),  # 960 are collected
+    ("ddpg sac", "--env-id=CartPole-v1", "--env-id Discrete"),
+    ("ddpg sac", "--env-id=ProbeHalfBounded-v0", "--env-id ProbeHalfBounded-v0 bounds"),
+    ("dqn ddpg sac", "--learning-starts=1000 --total-timesteps=1000", "--learning-starts"),  # 960 are collected
     ("bandit", "--figure=2.4 --num-arms=3", "--figure --num-arms"),
     ("tabular", "--figure=6.6 --gamma=0.9", "--figure --gamma"),
     ("tabular", "--agents=value-iteration --env-id=Blackjack-v1", "--agents model"),
@@ -418,7 +427,12 @@ def test_actions_arrive_as_the_environment_wants_them(spy, env_id, actions, arri
 
 
 @pytest.mark.parametrize(
-    ("name", "space"), [*(("ppo", space) for space in ACTION_SPACES), ("dqn", "OneAction"), ("dqn", "FromMinusOne")]
+    ("name", "space"),
+    [
+        *(("ppo", space) for space in ACTION_SPACES),
+        *(("dqn", space) for space in ("OneAction", "FromMinusOne")),
+        *itertools.product(CONTINUOUS, ["Odd", "Double", "Scalar", "Matrix"]),
+    ],
 )
 def test_every_action_is_in_its_space(tmp_path, name, space):
     """The environment raises AssertionError for any other; bounds included, which rounding could miss."""
@@ -461,6 +475,8 @@ def test_an_environment_without_a_time_limit_gets_one():
         ("ppo", "CarRacing-v3", "Box2D"),
         ("dqn", "LunarLander-v3", "Box2D"),
         ("ppo", "HalfCheetah-v5", "mujoco"),
+        ("ddpg", "HalfCheetah-v5", "mujoco"),
+        ("sac", "HalfCheetah-v5", "mujoco"),
     ],
 )
 def test_optional_environments_can_be_trained_on(tmp_path, monkeypatch, name, env_id, module):

@@ -23,7 +23,18 @@ import a2c
 import ppo
 import trpo
 import vpg
-from tests.helpers import SCRIPTS, TINY, column, flags, generators, make_agent, make_batch, spy_learning_rates, update
+from tests.helpers import (
+    CONTINUOUS,
+    SCRIPTS,
+    TINY,
+    column,
+    flags,
+    generators,
+    make_agent,
+    make_batch,
+    spy_learning_rates,
+    update,
+)
 
 # Advantages
 
@@ -106,18 +117,21 @@ def test_an_update_gets_advantages_of_scaled_rewards_and_their_sum_with_the_valu
 def test_the_learning_rate_falls_linearly_over_the_run_unless_told_otherwise(tmp_path, spy, name, anneal_lr, fractions):
     """In 4 rollouts. a2c.py steps with two rates in turn, the actor's and the critic's."""
     module, rates = importlib.import_module(name), [0.01, 0.05] if name == "a2c" else [0.01]
-    more = {"dqn": {"learning_starts": 64, "gradient_steps": 2}, "a2c": {"critic_learning_rate": 0.05}}.get(name, {})
+    more = {name: {"learning_starts": 64, "gradient_steps": 2} for name in ("dqn", *CONTINUOUS)}
+    more = (more | {"a2c": {"critic_learning_rate": 0.05}}).get(name, {})
     seen = spy_learning_rates(spy)
     module.train(module.Args(learning_rate=0.01, anneal_lr=anneal_lr, run_dir=str(tmp_path), **FOUR | more))
     assert list(dict.fromkeys(seen)) == pytest.approx([rate * fraction for fraction in fractions for rate in rates])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize(("env_id", "column"), [("CartPole-v1", 0), ("ProbeImage-v0", 1)])
-def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name, env_id, column):
+@pytest.mark.parametrize("column", [0, 1])
+def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name, column):
+    """For vectors and for images."""
+    env_id = ["Pendulum-v1", "ProbeContinuousImage-v0"] if name in CONTINUOUS else ["CartPole-v1", "ProbeImage-v0"]
     module, seen = importlib.import_module(name), spy_learning_rates(spy)
     named = re.findall(r"default ([\d.e-]+), for images ([\d.e-]+)\n", inspect.getsource(module.Args))
-    flags = TINY[name] | {"env_id": env_id, "total_timesteps": 64, "anneal_lr": False}
+    flags = TINY[name] | {"env_id": env_id[column], "total_timesteps": 64, "anneal_lr": False}
     module.train(module.Args(run_dir=str(tmp_path), **flags))
     assert set(seen) == {float(rates[column]) for rates in named}
 
