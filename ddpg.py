@@ -73,7 +73,7 @@ class Args:
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
-    n_step: int = 5  # n, rewards in a return before it bootstraps
+    n_step: int = 10  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     policy_delay: int = 2  # gradient steps of the critics between updates of actor and targets
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
@@ -81,7 +81,7 @@ class Args:
     tau: float = 0.005  # fraction by which the target networks move
     noise_start: float = 0.5  # initial standard deviation of the noise on actions in [-1, 1]
     noise_end: float = 0.1  # final standard deviation of the noise
-    noise_correlation: float = 0.85  # of the noise in one step with that in the next
+    noise_correlation: float = 0.9  # of the noise in one step with that in the next
     exploration_fraction: float = 0.5  # fraction of training over which the noise decays linearly
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0

@@ -70,14 +70,14 @@ class Args:
     gradient_steps: int = 16  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
-    learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
-    n_step: int = 5  # n, rewards in a return before it bootstraps
+    learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
+    n_step: int = 10  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     tau: float = 0.005  # fraction by which the target networks move
     alpha: float = 0.02  # temperature: what one nat of entropy is worth, in units of scaled reward
     tune_alpha: bool = True  # adapt the temperature to the target entropy; otherwise it stays
     target_entropy: float = -1.0  # nats per action component; for a mean of 0, a deviation of 0.09
-    noise_correlation: float = 0.85  # of the noise in one step with that in the next
+    noise_correlation: float = 0.9  # of the noise in one step with that in the next
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -139,9 +139,10 @@ def td_target(ret, discount, terminated, next_val):
 def td_loss(agent, batch, args):
     """Loss of the critics' TD errors [] and the first critic's Q(s, a) [B]."""
     with torch.no_grad():
-        next_act, log_prob = agent.distribution(batch.next_obs).sample_with_log_prob()
+        pi = agent.distribution(batch.next_obs)
+        next_act = pi.rsample()
         next_q = torch.stack([target(batch.next_obs, next_act) for target in agent.target_critics])
-        next_val = soft_value(next_q.amin(0), log_prob, agent.log_alpha.exp())
+        next_val = soft_value(next_q.amin(0), pi.log_prob(next_act), agent.log_alpha.exp())
         target = td_target(batch.ret, batch.discount, batch.terminated, next_val)
     q = torch.stack([critic(batch.obs, batch.act) for critic in agent.critics])  # [2, B]
     loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # each critic's mean
@@ -150,7 +151,9 @@ def td_loss(agent, batch, args):
 
 def policy_loss(agent, batch):
     """Minus the mean soft value of sampled actions [] (Eq. 9), and their log-probabilities [B]."""
-    act, log_prob = agent.distribution(batch.obs).sample_with_log_prob()
+    pi = agent.distribution(batch.obs)
+    act = pi.rsample()
+    log_prob = pi.log_prob(act)
     q = torch.stack([critic(batch.obs, act) for critic in agent.critics]).amin(0)
     return -soft_value(q, log_prob, agent.log_alpha.exp().detach()).mean(), log_prob.detach()
 
@@ -201,7 +204,7 @@ def collect(agent, envs, obs, noise, args, warm_up):
         noise = rho * noise + (1 - rho**2) ** 0.5 * torch.randn(envs.action_space.shape)
         act = torch.erf(noise / 2**0.5).numpy()  # uniform on [-1, 1], as the noise is normal
         if not warm_up:
-            act = agent.act(obs, noise=noise)
+            act = agent.act(obs)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act, rew, next_obs, terminated, done))
@@ -321,22 +324,29 @@ class ReplayBuffer:
 
 
 class SquashedGaussian:
-    """tanh(u) for each of K components, u normal; mean and log_std [..., K]."""
+    """tanh(u) for each of K components; u is normal with mean and log_std [..., K].
+
+    rsample and log_prob are those of torch.distributions. The u of the latest sample is kept, as by
+    torch's TanhTransform(cache_size=1): near the bounds it cannot be computed from a rounded tanh(u).
+    """
 
     def __init__(self, mean, log_std):
         self.mean, self.log_std = mean, log_std
         self.mode = mean.tanh()
+        self.u = self.act = None
 
-    def sample_with_log_prob(self, noise=None):
-        """An action and its log-density; noise is standard normal, drawn if not given (1801.01290, Eq. 21).
+    def rsample(self):
+        self.u = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
+        self.act = self.u.tanh()
+        return self.act
 
-        The two are made together, because u cannot be computed from a rounded tanh(u) near 1.
-        """
-        noise = torch.randn_like(self.mean) if noise is None else noise
-        u = self.mean + self.log_std.exp() * noise
-        log_density = -(noise**2) / 2 - self.log_std - math.log(2 * math.pi) / 2
+    def log_prob(self, act):
+        """Log-density of actions [..., K] -> [...] (Haarnoja et al., arXiv:1801.01290, Eq. 21)."""
+        u = self.u if act is self.act else act.atanh()
+        z = (u - self.mean) / self.log_std.exp()
+        log_density = -(z**2) / 2 - self.log_std - math.log(2 * math.pi) / 2
         log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
-        return u.tanh(), (log_density - log_slope).sum(-1)
+        return (log_density - log_slope).sum(-1)
 
 
 class RunningNorm(nn.Module):
@@ -487,11 +497,10 @@ class ActorCritic(nn.Module):
             slow.lerp_(fast, tau)
 
     @torch.no_grad()
-    def act(self, obs, greedy=False, noise=None):
-        """Actions in [-1, 1], sampled with noise [N, *act] if it is given; [N, *obs] -> [N, *act]."""
+    def act(self, obs, greedy=False):
+        """Actions in [-1, 1], sampled or tanh of the mean; [N, *obs] -> [N, *act]."""
         pi = self.policy(to_tensor(obs, self.device))
-        noise = None if noise is None else noise.to(self.device).reshape(len(pi.mean), -1)
-        act = pi.mode if greedy else pi.sample_with_log_prob(noise)[0]
+        act = pi.mode if greedy else pi.rsample()  # [N, K]
         return act.cpu().numpy().reshape(-1, *self.act_shape)
 
 

@@ -1,0 +1,367 @@
+"""What ddpg.py and sac.py share: control of continuous actions from replayed transitions."""
+
+import importlib
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from tests.helpers import CONTINUOUS, evaluation, make_agent, vector
+
+every_script = pytest.mark.parametrize("name", CONTINUOUS)
+
+
+class Linear(gym.Env):
+    """x' = x + u; the reward is -(x^2 + u^2), the episode is cut after 5 steps. The best action is -K x."""
+
+    observation_space = spaces.Box(-10, 10, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.x, {}
+
+    def step(self, act):
+        rew = -float(self.x[0] ** 2 + act[0] ** 2)
+        self.x = self.x + act
+        return self.x, rew, False, False, {}
+
+
+class Room(gym.Env):
+    """Two actions, each with bounds of its own; the environment keeps what reaches it."""
+
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Box(np.array([0, -2], np.float32), np.array([5, 1], np.float32))
+    arrived = []
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, act):
+        self.arrived.append(act)
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gym.register("Linear-v0", Linear, max_episode_steps=5)
+gym.register("Room-v0", Room, max_episode_steps=50)
+
+
+def make(module, **flags):
+    """Agent, its two optimizers (SGD) and flags."""
+    agent, args = make_agent(module, learning_starts=0, **flags)
+    actor = agent.policy_parameters() if hasattr(agent, "log_alpha") else agent.actor.parameters()
+    return agent, torch.optim.SGD(actor, 0.01), torch.optim.SGD(agent.critics.parameters(), 0.01), args
+
+
+def make_batch(module, size=5, act_size=1):
+    """A batch of random observations in which random actions were taken for a reward of 1."""
+    obs, next_obs, ones = torch.randn(size, 3), torch.randn(size, 3), torch.ones(size)
+    return module.Batch(obs, torch.rand(size, act_size), ones, next_obs, ones < 0, 0.9 * ones)
+
+
+class Replay(list):
+    """A buffer that returns these batches."""
+
+    def sample(self, args, agent):
+        return self
+
+
+def train(module, tmp_path, **flags):
+    return module.train(module.Args(run_dir=str(tmp_path / "run"), **{"eval_episodes": 1} | flags))
+
+
+# Targets
+
+
+@every_script
+def test_a_terminal_state_is_worth_nothing_and_a_time_limit_is_worth_its_value(name):
+    """y = ret + gamma^n V(s'), with 2 steps of gamma 1/2; the first episode was cut, the second is over."""
+    module = importlib.import_module(name)
+    ret, discount, terminated = torch.tensor([3.0, 3.0]), torch.tensor([0.25, 0.25]), torch.tensor([False, True])
+    assert module.td_target(ret, discount, terminated, torch.tensor([8.0, 8.0])).tolist() == [5, 3]
+
+
+@every_script
+def test_target_networks_move_by_tau(name):
+    agent, *_ = make(importlib.import_module(name))
+    parts = [(agent.critics, agent.target_critics)]
+    parts += [(agent.actor, agent.target_actor)] if name == "ddpg" else []
+    for network, target in parts:
+        torch.testing.assert_close(vector(network.parameters()), vector(target.parameters()))
+        for param in network.parameters():
+            param.data += 1
+    for moves in range(1, 4):
+        agent.update_targets(0.25)
+        for network, target in parts:
+            gap = vector(network.parameters()) - vector(target.parameters())
+            torch.testing.assert_close(gap, torch.full_like(gap, 0.75**moves))
+
+
+@every_script
+def test_the_targets_are_not_trained(name):
+    agent, *_ = make(importlib.import_module(name))
+    trained = {id(param) for part in (agent.actor, agent.critics) for param in part.parameters()}
+    held = {key for key, param in agent.named_parameters() if not param.requires_grad}
+    assert held == {key for key, _ in agent.named_parameters() if key.startswith("target_")}
+    assert not trained & {id(param) for key, param in agent.named_parameters() if key in held}
+
+
+# Steps
+
+
+@every_script
+def test_the_actors_step_leaves_the_critics_alone_and_adds_nothing_to_their_gradients(name):
+    module = importlib.import_module(name)
+    agent, actor_optimizer, critic_optimizer, args = make(module, **{"policy_delay": 1} if name == "ddpg" else {})
+    before, gradients = vector(agent.actor.parameters()), []
+    batch = make_batch(module)
+    step = actor_optimizer.step
+
+    def watched():
+        gradients.append(torch.cat([param.grad.flatten() for param in agent.critics.parameters()]))
+        step()
+
+    actor_optimizer.step = watched
+    torch.manual_seed(0)
+    module.update(agent, actor_optimizer, critic_optimizer, Replay([batch]), args)
+    assert not torch.equal(vector(agent.actor.parameters()), before)
+
+    agent, _, critic_optimizer, args = make(module)
+    torch.manual_seed(0)
+    module.td_loss(agent, batch, args)[0].backward()
+    torch.testing.assert_close(gradients[0], torch.cat([x.grad.flatten() for x in agent.critics.parameters()]))
+
+
+@every_script
+def test_both_critics_are_trained_toward_the_same_target(name):
+    """Their outputs are constant: 1 and 5. The target is 1 + 0.9 times the smaller value 2 of the two targets, 2 and 4.
+
+    Huber's loss counts errors beyond 1 as |e| - 1 / 2: 1.8 - 0.5 for the first and 2.2 - 0.5 for the second.
+    """
+    module = importlib.import_module(name)
+    agent, *_, args = make(module, **{"alpha": 1e-30} if name == "sac" else {})
+    for nets, values in (agent.critics, (1.0, 5.0)), (agent.target_critics, (2.0, 4.0)):
+        for net, value in zip(nets, values):
+            torch.nn.init.zeros_(net.layers[-1].weight)
+            torch.nn.init.constant_(net.layers[-1].bias, value)
+    batch = make_batch(module)
+    loss, q = module.td_loss(agent, batch, args)
+    assert loss.item() == pytest.approx(1.3 + 1.7)
+    assert q.tolist() == [1] * 5
+    loss.backward()
+    assert [net.layers[-1].bias.grad.item() for net in agent.critics] == pytest.approx([-1, 1])
+
+
+@every_script
+def test_with_one_critic_its_target_alone_counts(name):
+    module = importlib.import_module(name)
+    agent, *_, args = make(module, twin_q=False)
+    assert len(agent.critics) == len(agent.target_critics) == 1
+    loss, q = module.td_loss(agent, make_batch(module), args)
+    assert loss.ndim == 0 and q.shape == (5,)
+
+
+@every_script
+def test_gradients_are_clipped_to_max_grad_norm_and_reported_as_they_were(name):
+    module = importlib.import_module(name)
+    agent, *optimizers, args = make(module, max_grad_norm=1e-4, **{"policy_delay": 1} if name == "ddpg" else {})
+    assert module.update(agent, *optimizers, Replay([make_batch(module)]), args)["grad_norm"] > 1e-2
+    for part in agent.actor, agent.critics:
+        norm = torch.cat([param.grad.flatten() for param in part.parameters()]).norm()
+        assert norm.item() == pytest.approx(1e-4, rel=1e-2)
+
+
+@every_script
+def test_losses_are_means_over_the_gradient_steps_of_an_update(name):
+    module = importlib.import_module(name)
+    agent, actor_optimizer, critic_optimizer, args = make(module, **{"policy_delay": 1} if name == "ddpg" else {})
+    for optimizer in actor_optimizer, critic_optimizer:
+        optimizer.param_groups[0]["lr"] = 0.0  # nothing is learned
+    batches = [make_batch(module, size) for size in (5, 7, 9)]
+
+    def update(*replayed):
+        return module.update(agent, actor_optimizer, critic_optimizer, Replay(replayed), args)
+
+    torch.manual_seed(0)
+    found = update(*batches)
+    torch.manual_seed(0)
+    parts = [update(batch) for batch in batches]
+    assert found == {key: pytest.approx(np.mean([part[key] for part in parts])) for key in found}
+
+
+@every_script
+def test_nothing_is_learned_before_learning_starts(name):
+    module = importlib.import_module(name)
+    agent, *optimizers, args = make(module)
+    args.learning_starts = 2
+    before = vector(agent.parameters())
+    found = module.update(agent, *optimizers, Replay([make_batch(module)]), args)
+    assert set(found.values()) == {None}
+    assert torch.equal(vector(agent.parameters()), before)
+    assert found.keys() == module.update(agent, *optimizers, Replay([make_batch(module)] * 2), args).keys()
+
+
+# Acting
+
+
+def rollout(module, noise, warm_up, agent=None, **flags):
+    """(Rollout, noise to go on from) of 2 environments of 2 actions, from this noise."""
+    made, args = make_agent(module, "Room-v0", num_envs=2, **{"total_timesteps": 100_000} | flags)
+    envs = module.make_envs(args)
+    obs = envs.reset(seed=0)[0]
+    std = [1.0] if module.__name__ == "ddpg" else []
+    found, _, noise = module.collect(agent or made, envs, obs, noise, *std, args, warm_up)
+    return found, noise
+
+
+@every_script
+def test_random_actions_of_the_start_are_uniform_and_correlated_in_time(name):
+    """Normal noise with a correlation of 0.8 in time; for uniform numbers made of it, 6 / pi asin(0.8 / 2) = 0.786."""
+    module = importlib.import_module(name)
+    torch.manual_seed(0)
+    found, _ = rollout(module, torch.randn(2, 2), True, num_steps=20_000, noise_correlation=0.8)
+    for column in found.act.flatten(1).T.numpy():
+        assert np.histogram(column, 4, (-1, 1))[0] == pytest.approx([5_000] * 4, abs=600)
+        assert np.corrcoef(column[1:], column[:-1])[0, 1] == pytest.approx(0.786, abs=0.02)
+    different = np.corrcoef(found.act.flatten(1).T.numpy()) - np.eye(4)
+    assert np.abs(different).max() < 0.1  # between environments and components
+
+
+@every_script
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_actions_reach_the_environment_on_its_own_scale_and_are_stored_on_that_of_the_agent(name, warm_up):
+    module = importlib.import_module(name)
+    Room.arrived.clear()
+    torch.manual_seed(0)
+    found, _ = rollout(module, torch.zeros(2, 2), warm_up, num_steps=100)
+    arrived = torch.tensor(np.array(Room.arrived)).view(100, 2, 2)
+    assert found.act.abs().max() <= 1 and found.act.abs().amax((0, 1)).min() > 0.5
+    torch.testing.assert_close(arrived, (found.act + 1) / 2 * torch.tensor([5, 3]) - torch.tensor([0, 2]))
+
+
+@every_script
+def test_the_noise_goes_on_over_rollouts(name):
+    """Fully correlated noise stays as it is."""
+    module = importlib.import_module(name)
+    start = torch.tensor([[0.1, 0.2], [-0.3, 0.4]])
+    found, noise = rollout(module, start, True, num_steps=3, noise_correlation=1.0)
+    assert torch.equal(noise, start)
+    assert torch.equal(found.act, torch.erf(start / 2**0.5).expand(3, 2, 2))
+
+
+@every_script
+def test_the_next_observation_is_the_true_successor(name):
+    module = importlib.import_module(name)
+    found, _ = rollout(module, torch.zeros(2, 2), True, num_steps=60)
+    assert found.done.nonzero()[:, 0].tolist() == [49, 49] and not found.terminated.any()
+    following = found.obs[1:][~found.done[:-1]]
+    assert torch.equal(following, found.next_obs[:-1][~found.done[:-1]])
+    assert (found.obs[50] != found.next_obs[49]).all()
+
+
+@every_script
+def test_greedy_actions_draw_no_random_number(name):
+    agent, _ = make_agent(importlib.import_module(name), "ProbeMatrix-v0")
+    obs, state = torch.randn(4, *agent.obs_norm.mean.shape).numpy(), torch.get_rng_state()
+    act = agent.act(obs, greedy=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert act.shape == (4, 2, 3) and np.array_equal(act, agent.act(obs, greedy=True))
+
+
+@every_script
+def test_a_policy_needs_bounds(name):
+    module = importlib.import_module(name)
+    for space in "Unbounded", "OneBound":
+        with pytest.raises(module.InputError, match=f"--env-id Probe{space}-v0.*bounds"):
+            make_agent(module, f"Probe{space}-v0")
+
+
+@every_script
+def test_the_buffer_must_hold_a_rollout_and_learning_must_start(name, monkeypatch):
+    """Rollouts have 8 steps of 8 environments; the buffer holds multiples of 8."""
+    module = importlib.import_module(name)
+    fits = {"num_envs": 8, "num_steps": 8, "buffer_size": 104, "learning_starts": 104, "total_timesteps": 128}
+    module.Args(**fits | {"num_steps": 13})
+    for wrong in {"buffer_size": 103}, {"num_steps": 14}, {"total_timesteps": 127}, {}:
+        monkeypatch.setattr(module, "WORKERS", 1 if wrong else 2)  # two collect 64 steps each
+        with pytest.raises(module.InputError, match="--buffer-size|--learning-starts"):
+            module.Args(**fits | wrong)
+
+
+@every_script
+@pytest.mark.parametrize(("rew", "end", "ret", "steps"), [([1, 2, 4], [0, 0, 0], 3, 3), ([1, 2, 4], [0, 1, 0], 2, 2)])
+def test_the_n_step_return_ends_with_the_episode(name, rew, end, ret, steps):
+    """With gamma 1/2: 1 + 2/2 + 4/4."""
+    found = importlib.import_module(name).n_step_return(np.array([rew]), np.array([end], bool), 0.5)
+    assert [x.tolist() for x in found] == [[ret], [steps]]
+
+
+# Learning
+
+PROBES = [
+    ("ProbeContinuousRewardFromObservation-v0", {}, {(1, 0): 1, (-1, 0): -1}, 0.1),
+    ("ProbeContinuousRewardOneStepLate-v0", {"gamma": 0.5}, {(1, 0): 0.5, (1, 1): 1, (-1, 0): -0.5, (-1, 1): -1}, 0.1),
+    ("ProbeContinuousTimeLimit-v0", {"gamma": 0.9}, {(1, 0): 10}, 1),  # 1 / (1 - gamma), though episodes have 10 steps
+]
+
+
+@pytest.mark.slow
+@every_script
+@pytest.mark.parametrize(("env_id", "flags", "expected", "error"), PROBES)
+def test_values_are_those_of_the_probes(tmp_path, name, env_id, flags, expected, error):
+    """In units of reward; the entropy has a part in sac.py's, about 0.02 standard deviations a nat."""
+    module = importlib.import_module(name)
+    agent = train(module, tmp_path, env_id=env_id, total_timesteps=8_192, **flags)
+    obs = torch.tensor(list(expected), dtype=torch.float32)
+    q = agent.q(obs, torch.zeros(len(obs), 1)) * agent.reward_norm.std
+    assert q.tolist() == pytest.approx(list(expected.values()), abs=error)
+
+
+@pytest.mark.slow
+@every_script
+@pytest.mark.parametrize(("env_id", "error"), [("ProbeContinuous-v0", 0.1), ("ProbeContinuousImage-v0", 0.05)])
+def test_actions_depend_on_the_observation(tmp_path, name, env_id, error):
+    module = importlib.import_module(name)
+    images = {"batch_size": 16, "gradient_steps": 8, "total_timesteps": 2_560}
+    train(module, tmp_path, env_id=env_id, **images if "Image" in env_id else {"total_timesteps": 8_192})
+    assert evaluation(tmp_path / "run")["mean"] == pytest.approx(0, abs=error)
+
+
+@pytest.mark.slow
+@every_script
+def test_the_gain_of_a_linear_quadratic_problem_is_learned(tmp_path, name):
+    """K = 0.588 for gamma 0.9: the value -P x^2 has P = 1 + gamma P / (1 + gamma P), K = gamma P / (1 + gamma P)."""
+    module, gamma, P = importlib.import_module(name), 0.9, 1.0
+    for _ in range(100):
+        P = 1 + gamma * P / (1 + gamma * P)
+    flags = {"gamma": gamma, "hidden_sizes": (32, 32), "batch_size": 64, "num_steps": 5, "gradient_steps": 20}
+    flags |= {"learning_rate": 3e-3, "tau": 0.02, "n_step": 1, "total_timesteps": 8_000}
+    agent = train(module, tmp_path, env_id="Linear-v0", **flags)
+    x = np.linspace(-0.8, 0.8, 33, dtype=np.float32)[:, None]
+    gain = gamma * P / (1 + gamma * P)
+    assert gain == pytest.approx(0.588403, abs=1e-6)
+    assert np.abs(agent.act(x, greedy=True) + gain * x).max() < 0.2
+
+
+@pytest.mark.slow
+@every_script
+def test_no_return_continues_over_a_checkpoint_which_resets_the_environments(tmp_path, spy, name):
+    """Episodes of 10 steps, a checkpoint after 16 steps of each environment: ends after steps 10, 16, 16 + 10."""
+    module = importlib.import_module(name)
+    buffers = spy(module.ReplayBuffer, "add", note=lambda replay, *_: replay)
+    flags = {"total_timesteps": 256, "checkpoint_every": 16, "learning_starts": 64, "gradient_steps": 1}
+    train(module, tmp_path, env_id="ProbeContinuousTimeLimit-v0", **flags)
+    for env in range(8):
+        assert (np.flatnonzero(buffers[0].columns.done[env : 8 * 32 : 8]) + 1).tolist() == [10, 16, 26]
+
+
+@every_script
+def test_an_environment_may_get_arguments(tmp_path, name):
+    module = importlib.import_module(name)
+    agent, _ = make_agent(module, "Pendulum-v1", env_kwargs=json.dumps({"g": 9.81}))
+    assert agent.act_shape == (1,)
