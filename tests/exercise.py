@@ -1,0 +1,96 @@
+"""Exercises that check themselves: write a function of a script anew.
+
+python -m tests.exercise ppo clip_objective   write exercises/ppo_clip_objective.py; later: test what you wrote there
+
+The copy of the script lacks the body of the function, or its first paragraph if the body has more than twelve lines.
+The function's equation and a hint are in docs/ppo.md. To start anew, delete the copy.
+"""
+
+import argparse
+import contextlib
+import sys
+import types
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.pages import definition
+
+EXERCISES = {  # {script: {function: which of the script's tests}}, in order of difficulty
+    "vpg": {
+        "reward_to_go": "time_limit_ends_the_return or reward_to_go_is_exact",
+        "total_return": "time_limit_ends_the_return or only_the_total_return",
+        "started_before": "began_in_time",
+    },
+    "a2c": {"gae": "with_lambda_1", "update": "losses_by_hand or entropy_bonus"},
+    "trpo": {
+        "surrogate": "surrogate_by_hand",
+        "natural_gradient_step": "ends_on_the_boundary or without_a_natural_gradient",
+        "conjugate_gradient": "conjugate_gradient_by_hand or residual_is_nearly_0",
+    },
+    "ppo": {
+        "clip_objective": "clipped_objective_by_hand",
+        "adapt_beta": "beta_halves or beta_stays",
+        "minibatches": "minibatches_show",
+    },
+    "dqn": {
+        "td_target": "gradient_step_by_hand",
+        "n_step_return": "samples_are or every_stored_step",
+        "td_loss": "gradient_step_by_hand or only_the_value_of_the_action",
+    },
+}
+
+
+def blank(text, function):
+    """The text of a script without the body of a function; and how many lines that were, without empty ones."""
+    node, header, end = definition(text, function)
+    lines = text.splitlines(keepends=True)
+    if sum(1 for line in lines[header:end] if line.strip()) > 12:
+        end = next(i for i in range(header, end) if not lines[i].strip())
+    todo = " " * (node.col_offset + 4) + "raise NotImplementedError\n"
+    return "".join([*lines[:header], todo, *lines[end:]]), sum(1 for line in lines[header:end] if line.strip())
+
+
+@contextlib.contextmanager
+def in_place_of(script, path):
+    """Whoever imports the script gets the module that the file at path defines."""
+    before = dict(sys.modules)
+    module = sys.modules[script] = types.ModuleType(script)
+    module.__file__ = str(ROOT / f"{script}.py")  # names the folders of runs
+    try:
+        exec(compile(path.read_text(), path, "exec"), vars(module))
+        for name in [x for x in sys.modules if x.startswith("tests.test_")]:  # hold the script's own module
+            del sys.modules[name]
+        yield
+    finally:
+        for name in [x for x in sys.modules if x.startswith("tests.test_") or x == script]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def check(script, function, path, plugins=()):
+    """Run the tests of an exercise on the file at path; returns pytest's exit status."""
+    options = "-q --tb=short --no-header --disable-warnings -p no:cacheprovider".split()
+    with in_place_of(script, path):
+        tests = str(ROOT / f"tests/test_{script}.py")
+        return pytest.main([*options, "-k", EXERCISES[script][function], tests], [*plugins])
+
+
+def main(argv=None, folder=ROOT / "exercises"):
+    parser = argparse.ArgumentParser(prog="python -m tests.exercise", description=__doc__.splitlines()[0])
+    parsers = parser.add_subparsers(dest="script", required=True)
+    for script, functions in EXERCISES.items():
+        parsers.add_parser(script).add_argument("function", choices=functions)
+    args = parser.parse_args(argv)
+    path = folder / f"{args.script}_{args.function}.py"
+    if path.exists():
+        sys.exit(check(args.script, args.function, path))
+    folder.mkdir(exist_ok=True)
+    text, count = blank((ROOT / f"{args.script}.py").read_text(), args.function)
+    path.write_text(text)
+    command = f"python -m tests.exercise {args.script} {args.function}"
+    print(f"Write {args.function} in {path}; it took us {count} lines. Then run this until it passes: {command}")
+
+
+if __name__ == "__main__":
+    main()
