@@ -66,18 +66,17 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 
 @dataclass
 class Args:
-    num_steps: int = 8  # T, steps of each environment per rollout
-    gradient_steps: int = 16  # G, gradient steps after each rollout
+    num_steps: int = 16  # T, steps of each environment per rollout
+    gradient_steps: int = 32  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
-    n_step: int = 10  # n, rewards in a return before it bootstraps
+    n_step: int = 5  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     tau: float = 0.005  # fraction by which the target networks move
     alpha: float = 0.02  # temperature: what one nat of entropy is worth, in units of scaled reward
     tune_alpha: bool = True  # adapt the temperature to the target entropy; otherwise it stays
     target_entropy: float = -1.0  # nats per action component; for a mean of 0, a deviation of 0.09
-    noise_correlation: float = 0.9  # of the noise in one step with that in the next
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -193,24 +192,21 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
     return dict(zip(names, torch.stack(rows).mean(0).tolist()))
 
 
-def collect(agent, envs, obs, noise, args, warm_up):
-    """Take T steps in N environments; returns a Rollout, and the obs and noise to go on from.
+def collect(agent, envs, obs, num_steps, warm_up):
+    """Take T steps in N environments; returns a Rollout and the obs to go on from.
 
-    noise [N, *act] is normal in each step and correlated in time, as in a process of Ornstein and
-    Uhlenbeck (Lillicrap et al., section 7). In the warm-up the actions are uniform instead.
+    In the warm-up the actions are random, and held for all T steps: drawn anew in each, they would
+    cancel out in a system with inertia.
     """
-    steps, rho = [], args.noise_correlation
-    for _ in range(args.num_steps):
-        noise = rho * noise + (1 - rho**2) ** 0.5 * torch.randn(envs.action_space.shape)
-        act = torch.erf(noise / 2**0.5).numpy()  # uniform on [-1, 1], as the noise is normal
-        if not warm_up:
-            act = agent.act(obs)
+    steps, random_act = [], 2 * torch.rand(envs.action_space.shape).numpy() - 1
+    for _ in range(num_steps):
+        act = random_act if warm_up else agent.act(obs)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
         steps.append((obs, act, rew, next_obs, terminated, done))
         # Autoreset is off, so next_obs is the true successor. Reset only where an episode ended.
         obs = envs.reset(options={"reset_mask": done})[0] if done.any() else next_obs
-    return Rollout(*[to_tensor(column, "cpu") for column in zip(*steps)]), obs, noise
+    return Rollout(*[to_tensor(column, "cpu") for column in zip(*steps)]), obs
 
 
 def train(args):
@@ -230,14 +226,13 @@ def train(args):
                 replay.end_episodes()  # the reset breaks them off
                 run.save()
                 obs = run.reset()  # as a resumed run does, so that both go on alike, bit for bit
-                noise = torch.randn(envs.action_space.shape)
             decay = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
             for optimizer in optimizers.values():
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, by the current policy.
-            warm_up = len(replay) < args.learning_starts
-            rollout, obs, noise = collect(agent, envs, obs, noise, args, warm_up)
+            warm_up = run.step < args.learning_starts * WORKERS
+            rollout, obs = collect(agent, envs, obs, args.num_steps, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)

@@ -209,27 +209,22 @@ def test_nothing_is_learned_before_learning_starts(name):
 # Acting
 
 
-def rollout(module, noise, warm_up, agent=None, **flags):
-    """(Rollout, noise to go on from) of 2 environments of 2 actions, from this noise."""
-    made, args = make_agent(module, "Room-v0", num_envs=2, **{"total_timesteps": 100_000} | flags)
+def rollouts(module, warm_up, num_steps=16, count=1):
+    """Rollouts of 2 environments of 2 actions, all from the same observations."""
+    agent, args = make_agent(module, "Room-v0", num_envs=2)
     envs = module.make_envs(args)
-    obs = envs.reset(seed=0)[0]
-    std = [1.0] if module.__name__ == "ddpg" else []
-    found, _, noise = module.collect(agent or made, envs, obs, noise, *std, args, warm_up)
-    return found, noise
+    obs, std = envs.reset(seed=0)[0], [1.0] if module.__name__ == "ddpg" else []
+    return [module.collect(agent, envs, obs, num_steps, *std, warm_up)[0] for _ in range(count)]
 
 
 @every_script
-def test_random_actions_of_the_start_are_uniform_and_correlated_in_time(name):
-    """Normal noise with a correlation of 0.8 in time; for uniform numbers made of it, 6 / pi asin(0.8 / 2) = 0.786."""
-    module = importlib.import_module(name)
-    torch.manual_seed(0)
-    found, _ = rollout(module, torch.randn(2, 2), True, num_steps=20_000, noise_correlation=0.8)
-    for column in found.act.flatten(1).T.numpy():
-        assert np.histogram(column, 4, (-1, 1))[0] == pytest.approx([5_000] * 4, abs=600)
-        assert np.corrcoef(column[1:], column[:-1])[0, 1] == pytest.approx(0.786, abs=0.02)
-    different = np.corrcoef(found.act.flatten(1).T.numpy()) - np.eye(4)
-    assert np.abs(different).max() < 0.1  # between environments and components
+def test_random_actions_of_the_start_are_uniform_and_held_for_a_rollout(name):
+    acts = [found.act for found in rollouts(importlib.import_module(name), True, 3, 2_000)]
+    assert all(torch.equal(act, act[:1].expand(3, 2, 2)) for act in acts)
+    columns = torch.stack([act[0].flatten() for act in acts]).T.numpy()
+    for column in columns:
+        assert np.histogram(column, 4, (-1, 1))[0] == pytest.approx([500] * 4, abs=80)
+    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.1  # between environments and components
 
 
 @every_script
@@ -237,27 +232,16 @@ def test_random_actions_of_the_start_are_uniform_and_correlated_in_time(name):
 def test_actions_reach_the_environment_on_its_own_scale_and_are_stored_on_that_of_the_agent(name, warm_up):
     module = importlib.import_module(name)
     Room.arrived.clear()
-    torch.manual_seed(0)
-    found, _ = rollout(module, torch.zeros(2, 2), warm_up, num_steps=100)
-    arrived = torch.tensor(np.array(Room.arrived)).view(100, 2, 2)
-    assert found.act.abs().max() <= 1 and found.act.abs().amax((0, 1)).min() > 0.5
-    torch.testing.assert_close(arrived, (found.act + 1) / 2 * torch.tensor([5, 3]) - torch.tensor([0, 2]))
-
-
-@every_script
-def test_the_noise_goes_on_over_rollouts(name):
-    """Fully correlated noise stays as it is."""
-    module = importlib.import_module(name)
-    start = torch.tensor([[0.1, 0.2], [-0.3, 0.4]])
-    found, noise = rollout(module, start, True, num_steps=3, noise_correlation=1.0)
-    assert torch.equal(noise, start)
-    assert torch.equal(found.act, torch.erf(start / 2**0.5).expand(3, 2, 2))
+    for number, found in enumerate(rollouts(module, warm_up, count=20)):
+        arrived = torch.tensor(np.array(Room.arrived[32 * number : 32 * (number + 1)])).view(16, 2, 2)
+        assert found.act.abs().max() <= 1
+        torch.testing.assert_close(arrived, (found.act + 1) / 2 * torch.tensor([5, 3]) - torch.tensor([0, 2]))
 
 
 @every_script
 def test_the_next_observation_is_the_true_successor(name):
     module = importlib.import_module(name)
-    found, _ = rollout(module, torch.zeros(2, 2), True, num_steps=60)
+    (found,) = rollouts(module, True, 60)
     assert found.done.nonzero()[:, 0].tolist() == [49, 49] and not found.terminated.any()
     following = found.obs[1:][~found.done[:-1]]
     assert torch.equal(following, found.next_obs[:-1][~found.done[:-1]])
