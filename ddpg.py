@@ -13,7 +13,7 @@ What changed from dqn.py: Q takes the action as an input; the actor in place of 
 as well, where a copy of it changes slowly; actions plus noise in place of epsilon-greedy.
 
 The actor finds the actions whose Q is too high by mistake, and the targets then spread the mistake.
-TD3's fixes are flags; --no-twin-q --policy-delay 1 --target-noise 0 is DDPG:
+TD3's fixes are flags; DDPG is --no-twin-q --policy-delay 1 --target-noise 0 --n-step 1:
 - twin critics: the target is the smaller of two estimates, which differ in their mistakes
 - noise on the target's action, so that no single sharp peak of Q counts
 - actor and targets move only at every second gradient step, when the critics have improved
@@ -21,8 +21,8 @@ TD3's fixes are flags; --no-twin-q --policy-delay 1 --target-noise 0 is DDPG:
 Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - several environments, so that the networks are called less often
-- noise that decays, as epsilon does in dqn.py; the random actions of the start, too, are correlated in
-  time, because independent ones cancel out in a system with inertia
+- noise that decays, as epsilon does in dqn.py, and is held for the T steps of a rollout; in the paper it
+  is an Ornstein-Uhlenbeck process, for the same reason: independent noise cancels out
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
@@ -197,7 +197,8 @@ def collect(agent, envs, obs, num_steps, std, warm_up):
     anew in each, they would cancel out in a system with inertia.
     """
     steps, shape = [], envs.action_space.shape
-    random_act, noise = 2 * torch.rand(shape).numpy() - 1, std * torch.randn(shape).numpy()
+    random_act = 2 * torch.rand(shape).numpy() - 1
+    noise = std * torch.randn(shape).numpy()
     for _ in range(num_steps):
         act = random_act if warm_up else (agent.act(obs) + noise).clip(-1, 1)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
@@ -414,8 +415,9 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*hidden_layers(size + act_size, hidden_sizes, 1, 1))
 
     def forward(self, obs, act):
-        both = torch.cat([self.images(obs), act.reshape(len(act), -1)], -1)
-        return self.layers(both).squeeze(-1)
+        x = self.images(obs)
+        x = torch.cat([x, act.reshape(len(x), -1)], -1)
+        return self.layers(x).squeeze(-1)
 
 
 ACTIONS = (spaces.Box,)  # the supported action spaces

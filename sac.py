@@ -18,8 +18,7 @@ actor. alpha, the temperature, rises while the entropy is below its target and f
 Not in the papers:
 - n-step returns, as in dqn.py; the entropy of the steps in between is left out of them
 - several environments, so that the networks are called less often
-- the noise behind a sampled action is correlated in time, as in ddpg.py; each action alone still has
-  the policy's distribution
+- random actions at the start, held for the T steps of a rollout, so that they do not cancel out
 - alpha starts at 0.02, because rewards are scaled: their discounted sums have a deviation of 1
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
@@ -154,7 +153,8 @@ def policy_loss(agent, batch):
     act = pi.rsample()
     log_prob = pi.log_prob(act)
     q = torch.stack([critic(batch.obs, act) for critic in agent.critics]).amin(0)
-    return -soft_value(q, log_prob, agent.log_alpha.exp().detach()).mean(), log_prob.detach()
+    value = soft_value(q, log_prob, agent.log_alpha.exp().detach())
+    return -value.mean(), log_prob.detach()
 
 
 def temperature_loss(log_alpha, log_prob, target_entropy):
@@ -438,8 +438,9 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*hidden_layers(size + act_size, hidden_sizes, 1, 1))
 
     def forward(self, obs, act):
-        both = torch.cat([self.images(obs), act.reshape(len(act), -1)], -1)
-        return self.layers(both).squeeze(-1)
+        x = self.images(obs)
+        x = torch.cat([x, act.reshape(len(x), -1)], -1)
+        return self.layers(x).squeeze(-1)
 
 
 ACTIONS = (spaces.Box,)  # the supported action spaces

@@ -219,12 +219,12 @@ def rollouts(module, warm_up, num_steps=16, count=1):
 
 @every_script
 def test_random_actions_of_the_start_are_uniform_and_held_for_a_rollout(name):
-    acts = [found.act for found in rollouts(importlib.import_module(name), True, 3, 2_000)]
+    acts = [found.act for found in rollouts(importlib.import_module(name), True, 3, 400)]
     assert all(torch.equal(act, act[:1].expand(3, 2, 2)) for act in acts)
     columns = torch.stack([act[0].flatten() for act in acts]).T.numpy()
     for column in columns:
-        assert np.histogram(column, 4, (-1, 1))[0] == pytest.approx([500] * 4, abs=80)
-    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.1  # between environments and components
+        assert np.histogram(column, 4, (-1, 1))[0] == pytest.approx([100] * 4, abs=36)
+    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.2  # between environments and components
 
 
 @every_script

@@ -64,8 +64,8 @@ def test_the_gradient_is_that_of_q_in_the_action_times_that_of_the_action_in_the
 
 def test_gradient_steps_end_at_the_best_gain():
     agent, batch = exact_agent(0.9)
-    optimizer = torch.optim.Adam(agent.actor.parameters(), 0.01)
-    for _ in range(1_500):
+    optimizer = torch.optim.Adam(agent.actor.parameters(), 0.02)
+    for _ in range(800):
         optimizer.zero_grad()
         ddpg.policy_loss(agent, batch).backward()
         optimizer.step()
@@ -108,11 +108,11 @@ def test_the_smaller_of_two_estimates_is_too_low_on_average():
 
     torch.manual_seed(0)
     agent.target_critics, agent.critics = nn.ModuleList([Noise(), Noise()]), nn.ModuleList([Zero()])
-    n = 200_000
+    n = 50_000
     ones = torch.ones(n)
     batch = ddpg.Batch(torch.zeros(n, 3), torch.zeros(n, 1), 10 * ones, torch.zeros(n, 3), ones < 0, ones)
     loss, _ = ddpg.td_loss(agent, batch, args)  # errors beyond 1: y - 1 / 2
-    assert loss.item() == pytest.approx(10 - 1 / math.sqrt(math.pi) - 0.5, abs=0.01)
+    assert loss.item() == pytest.approx(10 - 1 / math.sqrt(math.pi) - 0.5, abs=0.02)
 
 
 def test_smoothing_is_clipped_noise_of_each_component_within_the_bounds():
@@ -207,10 +207,10 @@ def test_noise_is_added_to_the_actors_actions_held_for_a_rollout_and_clipped():
     envs = ddpg.make_envs(args)
     torch.manual_seed(0)
     obs = envs.reset(seed=0)[0]
-    acts = torch.stack([ddpg.collect(agent, envs, obs, 3, 0.1, False)[0].act for _ in range(1_000)])[..., 0]
-    assert torch.equal(acts, acts[:, :1].expand(1_000, 3, 2))
-    assert acts.mean().item() == pytest.approx(math.tanh(0.5), abs=0.01)
+    acts = torch.stack([ddpg.collect(agent, envs, obs, 3, 0.1, False)[0].act for _ in range(400)])[..., 0]
+    assert torch.equal(acts, acts[:, :1].expand(400, 3, 2))
+    assert acts.mean().item() == pytest.approx(math.tanh(0.5), abs=0.02)
     assert acts.std().item() == pytest.approx(0.1, abs=0.01)
-    assert abs(torch.corrcoef(acts[:, 0].T)[0, 1].item()) < 0.1  # of the environments
+    assert abs(torch.corrcoef(acts[:, 0].T)[0, 1].item()) < 0.2  # of the environments
     wide = ddpg.collect(agent, envs, obs, 3, 1e3, False)[0].act
     assert set(wide.abs().flatten().tolist()) == {1}

@@ -172,14 +172,14 @@ def test_the_policy_and_the_temperature_find_the_optimum(tune_alpha):
         agent.log_alpha.data.zero_()
     optimizer, found = torch.optim.Adam([*agent.actor.parameters(), agent.log_alpha], 0.01), []
     torch.manual_seed(0)
-    for _ in range(3_000 if tune_alpha else 1_000):
+    for _ in range(3_000 if tune_alpha else 800):
         loss, log_prob = sac.policy_loss(agent, batch)
         alpha_loss = sac.temperature_loss(agent.log_alpha, log_prob, -0.094837) if tune_alpha else 0
         optimizer.zero_grad()
         (loss + alpha_loss).backward()
         optimizer.step()
         found.append([agent.actor.output[0].item(), agent.actor.output[1].exp().item(), agent.log_alpha.exp().item()])
-    assert np.mean(found[-500:], 0) == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
+    assert np.mean(found[-400:], 0) == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
 
 
 def test_the_smaller_of_the_twins_trains_the_actor():
