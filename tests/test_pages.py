@@ -52,6 +52,7 @@ def test_every_equation_parses_and_means_nothing_in_markdown(script):
     assert len(found) >= 4
     for equation in found:
         MathTextParser("agg").parse(f"${equation}$")
+        assert set(re.findall(r"Eq\. \d+", equation)) <= set(re.findall(r"Eq\. \d+", TEXTS[script]))
         assert not re.search(r"\\[^a-zA-Z]|[^\w\s]_|\s_|\*|<\S|`", equation), equation
 
 
@@ -67,5 +68,5 @@ def test_a_page_has_the_scripts_exercises_in_order_of_difficulty(script):
     found = re.findall(r"^\d\. `python -m tests\.exercise (\w+) (\w+)` \((\d+) line", BOOK[script], re.MULTILINE)
     lines = [blank(TEXTS[script], function)[1] for function in EXERCISES[script]]
     assert found == [(script, function, str(n)) for function, n in zip(EXERCISES[script], lines)]
-    assert lines == sorted(lines) and 1 <= lines[0] and lines[-1] <= 12
+    assert lines == sorted(lines) and lines[0] >= 1 and lines[-1] <= 12
     assert 2 <= len(found) <= 3
