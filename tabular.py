@@ -269,7 +269,7 @@ def batch_td(world, gamma, initial=0.0):
 
     That is v of the maximum-likelihood model, the certainty-equivalence estimate.
     """
-    outcomes = [Counter({(s, initial, True): 0}) for s in range(len(world.num_actions))]
+    outcomes = [Counter() for _ in world.num_actions]  # how often each followed the state
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -277,9 +277,9 @@ def batch_td(world, gamma, initial=0.0):
             outcomes[s][next_s, r, terminated] += 1
             s = next_s
         P = []
-        for counts in outcomes:
-            total = counts.total() or 1
-            P.append([[(n / total, *outcome) for outcome, n in counts.items()]])
+        for s, seen in enumerate(outcomes):
+            seen = seen or Counter({(s, initial, True): 1})  # a state without a visit keeps its initial value
+            P.append([[(n / seen.total(), *outcome) for outcome, n in seen.items()]])
         yield evaluate(P, [[1.0]] * len(P), gamma)
 
 
@@ -486,7 +486,7 @@ def reinforce(world, gamma, alpha=2**-13, baseline=0.0):
             right = 1 / (1 + math.exp(theta[0] - theta[1]))
             theta[0] += alpha * gamma**t * delta * ((a == 0) - (1 - right))  # the gradient of ln pi(a)
             theta[1] += alpha * gamma**t * delta * ((a == 1) - right)
-        yield right
+        yield theta
 
 
 PLANNERS = ("value-iteration", "policy-iteration")  # need a model
