@@ -17,6 +17,7 @@ import ppo
 from tests.environments import Probe, RewardFromBoth
 from tests.helpers import ROOT, evaluation, metrics
 
+pytestmark = pytest.mark.slow
 SECTIONS = re.findall(r"^## (.*)\n([\s\S]*?)(?=^## |\Z)", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
 DIFFS = {title: block for title, text in SECTIONS for block in re.findall(r"```diff\n([\s\S]*?)```", text)}
 PYTHON = {title: re.findall(r"```python\n([\s\S]*?)```", text) for title, text in SECTIONS}
