@@ -1,41 +1,49 @@
-"""Multi-armed bandits: ways to balance exploration and exploitation, compared on the 10-armed testbed.
+"""Multi-armed bandits: ways to balance exploration and exploitation, on the 10-armed testbed.
 
 Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapter 2.
 
-A bandit has k arms. Pulling an arm yields a reward, drawn from a normal distribution around the arm's true mean. The
-agent does not know the true means. It must explore the arms to estimate them, and exploit its estimates to collect
-reward. There are no states. The agents differ in how they explore:
+A bandit has k arms. Pulling an arm yields a reward, drawn from a normal distribution around the
+arm's true mean. The agent does not know the true means. It must explore the arms to estimate them,
+and exploit its estimates to collect reward. There are no states. The agents differ in how they
+explore:
 
-- greedy pulls the arm with the highest estimate. Optimistic initial estimates make it try all arms first.
-- epsilon-greedy pulls an arm at random with probability epsilon, and otherwise acts like greedy.
-- ucb adds a bonus for uncertainty to each estimate. The bonus is large for arms that were rarely pulled.
-- gradient does not estimate the true means. It improves a softmax policy by stochastic gradient ascent on the expected
-  reward, as policy gradient methods do for problems with states.
-- thompson (Thompson sampling) pulls each arm with the posterior probability that it is the best.
+- greedy pulls the arm with the highest estimate. Optimistic initial estimates make it try all arms.
+- epsilon-greedy pulls a random arm with probability epsilon, and otherwise acts like greedy.
+- ucb adds a bonus to each estimate, which is large for arms that were rarely pulled.
+- gradient has no estimates. It improves a softmax policy by stochastic gradient ascent on the
+  expected reward, as policy gradient methods do for problems with states.
+- thompson (Thompson 1933) pulls each arm with the posterior probability that it is the best.
 
-Two more agents serve as references: random pulls an arm at random, and cheater is told which arm is the best. The
-book's figures show neither these two nor Thompson sampling (Thompson 1933), which section 2.10 mentions.
+Two more agents serve as references: random pulls a random arm, and cheater is told the best one.
+The book's figures show neither these two nor Thompson sampling, which section 2.10 mentions.
 
-A run is one bandit, played for T steps. Each agent plays the same N bandits, all of them at once: arrays have the shape
-[N] or [N, k]. An agent can also play a single bandit; then the shapes are () and [k].
+A run is one bandit, played for T steps. Each agent plays the same N bandits, all at once, so arrays
+have the shape [N] or [N, k]. The same agents play a single Gymnasium environment, with N = 1:
+
+    env = gym.make("ArmedBanditTestbed-v0", num_arms=10, stationary=True)
+    agent = EpsilonGreedy(epsilon=0.1)
+    obs, info = env.reset(seed=1)
+    for _ in range(1_000):
+        arm = agent.get_action()
+        obs, reward, terminated, truncated, info = env.step(arm)
+        agent.observe(arm, reward, info)
 """
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9.1", "wandb>=0.20",
+#   "gymnasium>=1.1", "matplotlib>=3.8", "numpy>=1.26", "tqdm>=4.66", "tyro>=0.9.1",
 # ]
 # ///
 
 import csv
-import importlib.util
 import json
 import math
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count, repeat
 from pathlib import Path
-from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -58,77 +66,135 @@ DEFAULT_AGENTS = (
 
 @dataclass
 class Args:
-    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6"] | None = None  # reproduce a figure of the book
-    agents: tuple[str, ...] = DEFAULT_AGENTS  # agents to compare: name or name:parameter=value,parameter=value
+    # reproduce a figure of the book, show exercise 2.5, or compare regret with the least possible
+    figure: Literal["2.2", "2.3", "2.4", "2.5", "2.6", "exercise-2.5", "regret"] | None = None
+    agents: tuple[str, ...] = DEFAULT_AGENTS  # to compare: name or name:parameter=value,...
     runs: int | None = None  # N, bandits per agent; default 200, or 2000 for a figure
-    steps: int = 1_000  # pulls per bandit
+    steps: int | None = None  # T, pulls per bandit; default 1000, or 10000 for exercise-2.5, regret
     num_arms: int = 10  # k, arms per bandit
     mean: float = 0.0  # mean of the arms' true means
-    stationary: bool = True  # constant true means, from N(mean, 1); otherwise random walks that start at mean
+    stationary: bool = True  # constant true means, from N(mean, 1); else random walks from mean
     seed: int = 1  # same seed, same results
     run_dir: str = ""  # folder for the results; default runs/bandit__<seed>__<time>
-    track: bool = False  # also log to Weights & Biases, to $WANDB_ENTITY/$WANDB_PROJECT
+
+
+class VectorMultiArmedBandit(gym.vector.VectorEnv):
+    """num_envs bandits without an end; a step pulls one arm of each. Rewards: N(true mean, 1).
+
+    If stationary, each bandit's true means are drawn from N(mean, 1) at a reset; otherwise all
+    start equal to mean and take random walks (exercise 2.5). With `means`, [k], they start there.
+    info["best_arm"] is the arm that now has the highest true mean. info["regret"] is the highest
+    true mean minus that of the arm pulled, both at the time of the pull.
+    """
+
+    def __init__(self, num_envs, num_arms=10, stationary=True, mean=0.0, means=None):
+        self.num_envs, self.num_arms, self.stationary = num_envs, num_arms, stationary
+        self.mean, self.first_means = mean, means
+        self.no_state = np.zeros(num_envs, int)
+        self.single_observation_space = spaces.Discrete(1)
+        self.single_action_space = spaces.Discrete(num_arms)
+        self.observation_space = spaces.MultiDiscrete([1] * num_envs)
+        self.action_space = spaces.MultiDiscrete([num_arms] * num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        first = self.mean if self.first_means is None else self.first_means
+        self.means = np.zeros((self.num_envs, self.num_arms)) + first  # [N, k]
+        if self.stationary and self.first_means is None:
+            self.means = self.np_random.normal(self.means, 1)
+        return self.no_state, self.make_info(regret=np.zeros(self.num_envs))
+
+    def step(self, actions):
+        actions = np.asarray(actions)
+        if actions.dtype.kind not in "iu" or not self.action_space.contains(actions):
+            accepted = f"an integer from 0 to {self.num_arms - 1} for each bandit"
+            raise InputError(f"action {actions}: must be {accepted}")
+
+        mean = self.means[np.arange(self.num_envs), actions]  # of the arms pulled, [N]
+        reward = self.np_random.normal(mean, 1)
+        regret = self.means.max(-1) - mean
+        if not self.stationary:
+            self.means = self.np_random.normal(self.means, 0.01)
+        ended = np.zeros(self.num_envs, bool)
+        return self.no_state, reward, ended, ended, self.make_info(regret)
+
+    def make_info(self, regret):
+        return {"best_arm": self.means.argmax(-1), "regret": regret}
+
+
+def play(agent, envs, steps, seed, bar=None):
+    """Reset the agent and let it play; the same seed gives the same bandits, whatever the agent.
+
+    Returns reward, whether the best arm was pulled, and regret, [T, N] each.
+    """
+    env_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    _, info = envs.reset(seed=env_seed)
+    agent.reset(agent_seed, info)
+    history = np.empty((3, steps, envs.num_envs), np.float32)
+    for t in range(steps):
+        best_arm = info["best_arm"]  # before the step, which may move the means
+        arm = agent.get_action()
+        _, reward, _, _, info = envs.step(arm)
+        agent.observe(arm, reward, info)
+        history[:, t] = reward, arm == best_arm, info["regret"]
+        if bar is not None:
+            bar.update()
+    return history
 
 
 @dataclass
 class Agent:
-    """Base class: an agent for num_runs bandits, or for a single one if num_runs is None.
-
-    The fields that a subclass adds are the agent's parameters. Raises InputError if a field is outside its limits.
-    """
+    """Base class: plays num_runs bandits at once. The fields of a subclass are its parameters."""
 
     num_arms: int = 10
-    num_runs: int | None = None
-    limits = {"num_arms": (1, math.inf), "num_runs": (1, math.inf)}  # no annotation, so limits is not a field
+    num_runs: int = 1
 
     def __post_init__(self):
-        for name, (low, high) in self.limits.items():
-            value = getattr(self, name)
-            if value is not None:
-                check(name, value, low, high)
         self.reset()
 
     def reset(self, seed=None, info=None):
-        """Forget everything learned. info is from the environment's reset; only the cheater uses it."""
+        """Forget everything learned. info is from the environment's reset, for the cheater."""
         self.rng = np.random.default_rng(seed)
-        self.shape = () if self.num_runs is None else (self.num_runs,)
-        self.pulls = np.zeros((*self.shape, self.num_arms))  # N(a), [N, k]
+        self.run = np.arange(self.num_runs)  # [N]; table[self.run, arm] has one entry per run
+        self.pulls = np.zeros((self.num_runs, self.num_arms))  # N(a), [N, k]
 
     def get_action(self):
-        """The arm to pull next, [N]."""
+        """The arms to pull next, [N]."""
         raise NotImplementedError
 
-    def observe(self, action, reward, info):
-        """Learn from the arms pulled, [N], and their rewards, [N]. info is from the environment's step."""
-        add(self.pulls, action, 1)
+    def observe(self, arm, reward, info):
+        """Learn from the arms pulled and their rewards, [N] each. info is for the cheater."""
+        self.pulls[self.run, arm] += 1
+
+    def random_arm(self):
+        return self.rng.integers(self.num_arms, size=self.num_runs)
 
     def argmax(self, values):
         """Arm with the highest value, [N, k] -> [N]. Ties are broken at random."""
         ties = values == values.max(-1, keepdims=True)
         u = self.rng.random(values.shape, np.float32)
-        return np.where(ties, u, np.inf).argmin(-1)  # the smallest random number breaks the tie
+        return np.where(ties, u, -np.inf).argmax(-1)  # the largest random number breaks the tie
 
 
 @dataclass
 class Random(Agent):
-    """Pulls an arm at random."""
+    """Pulls a random arm."""
 
     def get_action(self):
-        return self.rng.integers(self.num_arms, size=self.shape)
+        return self.random_arm()
 
 
 @dataclass
 class Greedy(Agent):
     """Pulls the arm with the highest estimate (Eq. 2.2).
 
-    The estimate Q(a) is the average of the arm's rewards (Eq. 2.3). With a constant step_size, recent rewards have more
-    weight (Eq. 2.5). If the initial estimate is very optimistic, the agent tries every arm, because rewards lower the
-    estimate of an arm once it is pulled (section 2.6).
+    The estimate Q(a) is the average of the arm's rewards (Eq. 2.3). With a constant step_size,
+    recent rewards have more weight (Eq. 2.5). If the initial estimate is very optimistic, the agent
+    tries every arm, because rewards lower the estimate of the arm pulled (section 2.6).
     """
 
-    initial: float = 0.0
-    step_size: float | None = None
-    limits = Agent.limits | {"step_size": (0, 1)}
+    initial: float = 0.0  # Q_1(a)
+    step_size: float | None = None  # alpha; default 1 / N(a), which gives the average
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -137,31 +203,30 @@ class Greedy(Agent):
     def get_action(self):
         return self.argmax(self.q)
 
-    def observe(self, action, reward, info):
-        super().observe(action, reward, info)
-        step_size = 1 / pick(self.pulls, action) if self.step_size is None else self.step_size
-        add(self.q, action, step_size * (reward - pick(self.q, action)))
+    def observe(self, arm, reward, info):
+        super().observe(arm, reward, info)
+        step_size = self.step_size
+        if step_size is None:
+            step_size = 1 / self.pulls[self.run, arm]
+        self.q[self.run, arm] += step_size * (reward - self.q[self.run, arm])  # Eq. 2.3, 2.5
 
 
 @dataclass
 class EpsilonGreedy(Greedy):
-    """With probability epsilon pulls an arm at random, otherwise the one with the highest estimate."""
+    """Pulls a random arm with probability epsilon, otherwise the one with the highest estimate."""
 
     epsilon: float = 0.1
-    limits = Greedy.limits | {"epsilon": (0, 1)}
 
     def get_action(self):
-        explore = self.rng.random(self.shape) < self.epsilon
-        random_arm = self.rng.integers(self.num_arms, size=self.shape)
-        return np.where(explore, random_arm, super().get_action())
+        explore = self.rng.random(self.num_runs) < self.epsilon
+        return np.where(explore, self.random_arm(), self.argmax(self.q))
 
 
 @dataclass
 class UCB(Greedy):
-    """Pulls the arm with the highest upper confidence bound (Eq. 2.10): its estimate plus a bonus for uncertainty."""
+    """Pulls the arm with the highest upper confidence bound: estimate plus bonus (Eq. 2.10)."""
 
     c: float = 2.0
-    limits = Greedy.limits | {"c": (0, math.inf)}
 
     def get_action(self):
         t = self.pulls.sum(-1, keepdims=True) + 1
@@ -172,54 +237,54 @@ class UCB(Greedy):
 
 @dataclass
 class GradientBandit(Agent):
-    """Samples an arm from a softmax policy (Eq. 2.11), improved by stochastic gradient ascent (Eq. 2.12).
+    """Samples from a softmax policy (Eq. 2.11), improved by stochastic gradient ascent (Eq. 2.12).
 
-    The baseline is the average of the earlier rewards; the book's also includes the present one. It does not depend on
-    the action, so it does not bias the gradient estimate. It lowers its variance if the mean reward is far from 0.
+    The baseline is the average of the rewards up to but not including time t; at t = 1 it is R_1.
+    (A footnote adds that the book's figures included R_t.) It does not depend on the action, so it
+    does not bias the gradient. It lowers the variance if the mean reward is far from 0.
     """
 
-    step_size: float = 0.1
+    step_size: float = 0.1  # alpha
     baseline: bool = True
-    limits = Agent.limits | {"step_size": (0, math.inf)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
         self.h = np.zeros_like(self.pulls)  # preferences H(a), [N, k]
-        self.average, self.t = None, 0
+        self.average = np.zeros(self.num_runs)  # R-bar, [N]
+        self.t = 0
 
     def policy(self):
-        """Probability of each arm, [N, k]."""
-        exp = np.exp(self.h - self.h.max(-1, keepdims=True))
+        """Probability of each arm, [N, k] (Eq. 2.11)."""
+        exp = np.exp(self.h - self.h.max(-1, keepdims=True))  # at most 1; the ratio is the same
         return exp / exp.sum(-1, keepdims=True)
 
     def get_action(self):
-        self.pi = self.policy()
-        cdf = self.pi.cumsum(-1)[..., :-1]  # [N, k-1]; the last entry, 1, could round to less than u
-        u = self.rng.random(self.shape)
-        return (cdf < u[..., None]).sum(-1)  # inverse CDF
+        cdf = self.policy().cumsum(-1)[:, :-1]  # the last entry, 1, could round to less than u
+        u = self.rng.random((self.num_runs, 1))
+        return (cdf < u).sum(-1)  # inverse CDF
 
-    def observe(self, action, reward, info):
-        super().observe(action, reward, info)
-        if self.average is None:
-            self.average = reward  # there is no earlier reward: the first one is its own baseline
-        baseline = self.average if self.baseline else 0
-        step = self.step_size * (reward - baseline)
-        self.h -= np.expand_dims(step, -1) * self.pi  # Eq. 2.12: h += step * (one-hot action - pi)
-        add(self.h, action, step)
+    def observe(self, arm, reward, info):
+        super().observe(arm, reward, info)
         self.t += 1
-        self.average = self.average + (reward - self.average) / self.t
+        if self.t == 1:
+            self.average += reward
+        baseline = self.average if self.baseline else np.zeros(self.num_runs)
+        one_hot = np.eye(self.num_arms)[arm]  # 1 for the arm pulled, otherwise 0
+        advantage = (reward - baseline)[:, None]
+        self.h += self.step_size * advantage * (one_hot - self.policy())  # Eq. 2.12
+        self.average += (reward - self.average) / self.t
 
 
 @dataclass
 class ThompsonSampling(Agent):
     """Samples each arm's mean from its posterior and pulls the arm with the largest sample.
 
-    The prior of each mean is N(prior_mean, prior_std^2). Rewards are assumed to have variance 1 and constant means.
+    The prior of each mean is N(prior_mean, prior_std^2). Rewards are assumed to have variance 1 and
+    constant means.
     """
 
     prior_mean: float = 0.0
     prior_std: float = 1.0
-    limits = Agent.limits | {"prior_std": (0.001, 1_000)}
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
@@ -234,11 +299,11 @@ class ThompsonSampling(Agent):
 
     def get_action(self):
         mean, std = self.posterior()
-        return (mean + std * self.rng.standard_normal(mean.shape)).argmax(-1)
+        return self.rng.normal(mean, std).argmax(-1)
 
-    def observe(self, action, reward, info):
-        super().observe(action, reward, info)
-        add(self.total, action, reward)
+    def observe(self, arm, reward, info):
+        super().observe(arm, reward, info)
+        self.total[self.run, arm] += reward
 
 
 @dataclass
@@ -247,28 +312,58 @@ class Cheater(Agent):
 
     def reset(self, seed=None, info=None):
         super().reset(seed, info)
-        self.best_arm = np.broadcast_to(info["best_arm"] if info else 0, self.shape)
+        self.best_arm = np.atleast_1d(info["best_arm"]) if info else self.random_arm()
 
     def get_action(self):
         return self.best_arm
 
-    def observe(self, action, reward, info):
-        super().observe(action, reward, info)
-        self.best_arm = np.asarray(info["best_arm"])
+    def observe(self, arm, reward, info):
+        super().observe(arm, reward, info)
+        self.best_arm = np.atleast_1d(info["best_arm"])
 
 
-def pick(table, arm):
-    """table[n, arm[n]] for each bandit n: [N, k], [N] -> [N]."""
-    index = np.asarray(arm)[..., None]
-    return np.take_along_axis(table, index, -1)[..., 0]
+def lai_robbins(means):
+    """C, where regret grows at least like C log t on the bandit with these true means, [k].
+
+    Lai and Robbins (1985): if an agent's regret on every bandit grows more slowly than any power of
+    t, then, as t grows, it pulls each other arm at least log(t) / KL times. The KL divergence from the
+    best arm is gap^2 / 2 for N(true mean, 1), and a pull costs gap. ucb with c^2 = 2 needs no more
+    (Katehakis and Robbins 1995). C has no finite average over the testbed, where the second-best
+    arm can be almost as good as the best: hence one bandit, TYPICAL_MEANS.
+    """
+    gap = np.max(means) - means
+    return (2 / gap[gap > 0]).sum()
 
 
-def add(table, arm, amount):
-    """table[n, arm[n]] += amount[n] for each bandit n."""
-    index = np.asarray(arm)[..., None]
-    total = np.take_along_axis(table, index, -1) + np.expand_dims(amount, -1)
-    np.put_along_axis(table, index, total, -1)
+# From here on: the single environment, the figures, the experiment, and the command line.
 
+
+class MultiArmedBandit(gym.Env):
+    """One bandit: VectorMultiArmedBandit with num_envs = 1, without the first axis."""
+
+    def __init__(self, num_arms=10, stationary=True, mean=0.0, means=None):
+        self.bandits = VectorMultiArmedBandit(1, num_arms, stationary, mean, means)
+        self.observation_space = self.bandits.single_observation_space
+        self.action_space = self.bandits.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        _, info = self.bandits.reset(seed=seed)
+        return 0, {key: x.item() for key, x in info.items()}
+
+    def step(self, action):
+        _, reward, _, _, info = self.bandits.step(np.atleast_1d(action))
+        info = {key: x.item() for key, x in info.items()}
+        return 0, reward.item(), False, False, info  # gym.make adds the time limit
+
+
+gym.register(
+    "ArmedBanditTestbed-v0",
+    entry_point=MultiArmedBandit,
+    max_episode_steps=1_000,
+    reward_threshold=1_300,  # about the return of epsilon-greedy with epsilon 0.1
+    kwargs={"num_arms": 10, "stationary": True, "mean": 0.0},
+)
 
 AGENTS = {
     "random": Random,
@@ -279,6 +374,15 @@ AGENTS = {
     "thompson": ThompsonSampling,
     "cheater": Cheater,
 }
+LIMITS = {  # of the parameters that cannot be any number
+    "greedy:step_size": (0, 1),
+    "epsilon-greedy:step_size": (0, 1),
+    "epsilon-greedy:epsilon": (0, 1),
+    "ucb:step_size": (0, 1),
+    "ucb:c": (0, math.inf),
+    "gradient:step_size": (0, math.inf),
+    "thompson:prior_std": (0.001, 1_000),
+}
 
 PARAMETER_STUDY = {  # figure 2.6: text to which 2^x is appended, for each x in the range
     "epsilon-greedy:epsilon=": range(-7, -1),
@@ -286,180 +390,23 @@ PARAMETER_STUDY = {  # figure 2.6: text to which 2^x is appended, for each x in 
     "ucb:c=": range(-4, 3),
     "greedy:step_size=0.1,initial=": range(-2, 3),
 }
-FIGURES = {
-    "2.2": ("greedy", "epsilon-greedy:epsilon=0.01", "epsilon-greedy:epsilon=0.1"),
-    "2.3": ("greedy:initial=5,step_size=0.1", "epsilon-greedy:epsilon=0.1,step_size=0.1"),
-    "2.4": ("ucb:c=2", "epsilon-greedy:epsilon=0.1"),
-    "2.5": (
-        "gradient:step_size=0.1,baseline=true",
-        "gradient:step_size=0.4,baseline=true",
-        "gradient:step_size=0.1,baseline=false",
-        "gradient:step_size=0.4,baseline=false",
-    ),
-    "2.6": tuple(f"{agent}{2.0**x}" for agent, powers in PARAMETER_STUDY.items() for x in powers),
+STUDIED = tuple(f"{agent}{2.0**x}" for agent, powers in PARAMETER_STUDY.items() for x in powers)
+BASELINES = tuple(f"gradient:step_size={x},baseline={b}" for b in ("true", "false") for x in (0.1, 0.4))
+STEP_SIZES = ("epsilon-greedy:epsilon=0.1", "epsilon-greedy:epsilon=0.1,step_size=0.1")
+EXPLORERS = ("greedy", "epsilon-greedy:epsilon=0.1", "ucb:c=2", "ucb:c=1.414", "thompson")
+FIGURES = {  # the flags of each
+    "2.2": {"agents": ("greedy", "epsilon-greedy:epsilon=0.01", "epsilon-greedy:epsilon=0.1")},
+    "2.3": {"agents": ("greedy:initial=5,step_size=0.1", "epsilon-greedy:epsilon=0.1,step_size=0.1")},
+    "2.4": {"agents": ("ucb:c=2", "epsilon-greedy:epsilon=0.1")},
+    "2.5": {"agents": BASELINES, "mean": 4.0},
+    "2.6": {"agents": STUDIED},
+    "exercise-2.5": {"agents": STEP_SIZES, "stationary": False, "steps": 10_000},
+    "regret": {"agents": EXPLORERS, "steps": 10_000},
 }
+# The bandit of the figure "regret": the expected values of ten draws from N(0, 1), sorted.
+TYPICAL_MEANS = (-1.54, -1.00, -0.66, -0.38, -0.12, 0.12, 0.38, 0.66, 1.00, 1.54)
 
-
-# From here on: the environment, the experiment, and the command line.
-
-
-class VectorMultiArmedBandit(gym.vector.VectorEnv):
-    """num_envs bandits; a step pulls one arm of each. All episodes are truncated after max_episode_steps steps.
-
-    If stationary, true means are drawn from N(mean, 1). Otherwise all of them start equal to mean, and each takes a
-    random walk with steps from N(0, 0.01^2). Rewards are drawn from N(true mean, 1).
-
-    info["best_arm"] is the arm that now has the highest true mean. info["regret"] is the highest true mean minus the
-    true mean of the arm pulled, both at the time of the pull.
-    """
-
-    metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
-
-    def __init__(
-        self,
-        num_envs=1,
-        num_arms=10,
-        stationary=True,
-        mean=0.0,
-        max_episode_steps=1_000,
-        render_mode=None,
-    ):
-        check("num_envs", num_envs, 1)
-        check("num_arms", num_arms, 1)
-        check("max_episode_steps", max_episode_steps, 1)
-        if not math.isfinite(mean):
-            raise InputError(f"mean {mean}: must be finite")
-        self.num_envs, self.num_arms, self.stationary, self.mean = num_envs, num_arms, stationary, mean
-        self.max_episode_steps, self.render_mode = max_episode_steps, render_mode
-        self.single_observation_space = spaces.Discrete(1)
-        self.single_action_space = spaces.Discrete(num_arms)
-        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
-        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        self.means = np.full((self.num_envs, self.num_arms), float(self.mean))  # [N, k]
-        if self.stationary:
-            self.means += self.np_random.standard_normal(self.means.shape)
-        self.find_best_arms()
-        return np.zeros(self.num_envs, int), self.make_info(np.zeros(self.num_envs))
-
-    def step(self, actions):
-        terminated = np.zeros(self.num_envs, bool)
-        if self.t == self.max_episode_steps:  # autoreset: this step ignores the actions and starts new episodes
-            obs, info = self.reset()
-            return obs, np.zeros(self.num_envs), terminated, terminated.copy(), info
-        actions = self.checked(actions)
-        pulled_mean = pick(self.means, actions)
-        reward = pulled_mean + self.np_random.standard_normal(self.num_envs)
-        regret = self.highest_mean - pulled_mean
-        if not self.stationary:
-            self.means += self.np_random.normal(0, 0.01, self.means.shape)  # exercise 2.5
-            self.find_best_arms()
-        self.t += 1
-        truncated = np.full(self.num_envs, self.t == self.max_episode_steps)
-        return np.zeros(self.num_envs, int), reward, terminated, truncated, self.make_info(regret)
-
-    def checked(self, actions):
-        """The actions as an array. Raises InputError if one of them is not an arm."""
-        actions = np.asarray(actions)
-        legal = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
-        if not legal or np.any((actions < 0) | (actions >= self.num_arms)):
-            raise InputError(f"action {actions}: must be an integer from 0 to {self.num_arms - 1} for each bandit")
-        return actions
-
-    def find_best_arms(self):
-        self.best_arm = self.means.argmax(-1)
-        self.highest_mean = self.means.max(-1)
-
-    def make_info(self, regret):
-        """As in Gymnasium's vector environments, info["_key"] is the mask of bandits for which info["key"] is valid."""
-        info = {"best_arm": self.best_arm.copy(), "regret": regret}
-        return info | {f"_{key}": np.ones(self.num_envs, bool) for key in info}
-
-
-class MultiArmedBandit(gym.Env):
-    """A single bandit: VectorMultiArmedBandit with num_envs = 1, without the first axis, and with rendering."""
-
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 4}
-
-    def __init__(self, num_arms=10, stationary=True, mean=0.0, render_mode=None):
-        no_limit = math.inf  # gym.make adds the time limit
-        self.bandits = VectorMultiArmedBandit(1, num_arms, stationary, mean, no_limit)
-        self.observation_space = self.bandits.single_observation_space
-        self.action_space = self.bandits.single_action_space
-        self.render_mode, self.figure = render_mode, None
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.bandits.reset(seed=seed)
-        self.last_pull = None
-        return 0, {"best_arm": int(self.bandits.best_arm[0]), "regret": 0.0}
-
-    def step(self, action):
-        _, reward, _, _, info = self.bandits.step(np.array([action]))
-        reward, regret = float(reward[0]), float(info["regret"][0])
-        self.last_pull = int(action), reward
-        if self.render_mode == "human":
-            self.render()
-        return 0, reward, False, False, {"best_arm": int(self.bandits.best_arm[0]), "regret": regret}
-
-    def render(self):
-        """Each arm's reward distribution as a violin, the best arm's darker, and the last reward as a point."""
-        if self.render_mode is None:
-            return gym.logger.warn("render() needs gym.make(..., render_mode='human' or 'rgb_array')")
-        import matplotlib.pyplot as plt
-
-        if self.figure is None:
-            self.figure, self.axes = plt.subplots(figsize=(8, 4), layout="constrained")
-        self.draw_arms()
-        if self.render_mode == "human":
-            return plt.pause(1 / self.metadata["render_fps"])
-        self.figure.canvas.draw()
-        return np.asarray(self.figure.canvas.buffer_rgba())[..., :3].copy()
-
-    def draw_arms(self):
-        arms = range(self.bandits.num_arms)
-        quantiles = [NormalDist().inv_cdf(p) for p in np.linspace(0.001, 0.999, 200)]
-        rewards = np.add.outer(quantiles, self.bandits.means[0])  # [200, k]
-        self.axes.clear()
-        violins = self.axes.violinplot(rewards, arms, showmeans=True, showextrema=False)
-        for arm, violin in enumerate(violins["bodies"]):
-            violin.set_alpha(0.7 if arm == self.bandits.best_arm[0] else 0.3)
-        if self.last_pull:
-            self.axes.plot(*self.last_pull, "o", color="black")
-        self.axes.set(xlabel="arm", ylabel="reward", xticks=arms)
-
-    def close(self):
-        if self.figure is not None:
-            import matplotlib.pyplot as plt
-
-            plt.close(self.figure)
-            self.figure = None
-
-
-gym.register(
-    "ArmedBanditTestbed-v0",
-    entry_point=MultiArmedBandit,
-    vector_entry_point=VectorMultiArmedBandit,
-    max_episode_steps=1_000,
-    reward_threshold=1_300,  # about the return of epsilon-greedy with epsilon 0.1
-    nondeterministic=False,  # the seed determines all random numbers
-    kwargs={"num_arms": 10, "stationary": True, "mean": 0.0},
-)
-
-
-class Curves(NamedTuple):
-    """Averages over runs at each step, [T] each, with their standard errors."""
-
-    reward: np.ndarray
-    reward_error: np.ndarray
-    best_arm: np.ndarray  # fraction of runs that pulled the best arm
-    best_arm_error: np.ndarray
-
-
-COLUMNS = {  # name in table.csv: (printed label, printed decimals)
+COLUMNS = {  # of the tables: (printed label, printed decimals)
     "reward": ("reward per step", 3),
     "best_arm": ("% best, last 100 steps", 1),
     "regret": ("regret per run", 1),
@@ -467,20 +414,13 @@ COLUMNS = {  # name in table.csv: (printed label, printed decimals)
 
 
 def train(args):
-    """Compare the agents and write the results. Returns the table's rows and the folder. Raises InputError."""
+    """Compare the agents and write the results. Returns table rows and folder. Raises InputError."""
     args = apply_figure(args)
     check_args(args)
     folder = results_folder(args)
-    common = {"num_arms": args.num_arms, "num_runs": args.runs}
-    agents = {text: make_agent(text, **common) for text in args.agents}
-    envs = gym.make_vec(
-        "ArmedBanditTestbed-v0",
-        num_envs=args.runs,
-        max_episode_steps=args.steps,
-        num_arms=args.num_arms,
-        stationary=args.stationary,
-        mean=args.mean,
-    )
+    agents = {text: make_agent(text, args.num_arms, args.runs) for text in args.agents}
+    means = TYPICAL_MEANS if args.figure == "regret" else None
+    envs = VectorMultiArmedBandit(args.runs, args.num_arms, args.stationary, args.mean, means)
     try:  # before the long part
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
@@ -488,45 +428,25 @@ def train(args):
         raise InputError(f"--run-dir {folder}: {error}") from error
 
     table, curves = [], {}
-    total = len(agents) * args.steps
-    with tqdm(total=total, unit="step", unit_scale=True, disable=None) as bar:
+    with tqdm(total=len(agents) * args.steps, unit="step", unit_scale=True, disable=None) as bar:
         for text, agent in agents.items():
             bar.set_description(text)
             reward, best, regret = play(agent, envs, args.steps, args.seed, bar)
-            table.append((text, *summarize(reward, best, regret)))
-            curves[text] = Curves(*mean_and_error(reward), *mean_and_error(best))
+            percent = 100 * best[-100:].mean(0)
+            row = with_errors(reward.mean(0), percent, regret.sum(0))
+            table.append((text, *row.values()))
+            curves[text] = with_errors(reward, best, regret.cumsum(0))
 
     save(folder, args, table, curves)
-    if args.track:
-        log_to_wandb(folder, args, curves)
     return table, folder
 
 
-def play(agent, envs, steps, seed, bar=None):
-    """Reset the agent and let it play. Returns reward, whether the best arm was pulled, and regret, [T, N] each.
-
-    The same seed gives the same bandits, whatever the agent. steps must not exceed the length of an episode.
-    """
-    env_seed, agent_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    _, info = envs.reset(seed=env_seed)
-    agent.reset(agent_seed, info)
-    rows = []
-    for _ in range(steps):
-        best_arm = info["best_arm"]  # before the step, which may move the means
-        action = agent.get_action()
-        _, reward, _, _, info = envs.step(action)
-        agent.observe(action, reward, info)
-        rows.append((reward, action == best_arm, info["regret"]))
-        if bar is not None:
-            bar.update()
-    return [np.stack(column) for column in zip(*rows)]
-
-
-def summarize(reward, best, regret):
-    """An agent's row in the table: mean and standard error of each column over runs."""
-    percent_best = 100 * best[-100:].mean(0)
-    columns = reward.mean(0), percent_best, regret.sum(0)  # [N] each
-    return [number for column in columns for number in mean_and_error(column)]
+def with_errors(*columns):
+    """{name: mean, name_error: standard error} over runs of the COLUMNS, [N] or [T, N] each."""
+    numbers = {}
+    for name, column in zip(COLUMNS, columns):
+        numbers[name], numbers[f"{name}_error"] = mean_and_error(column)
+    return numbers
 
 
 def mean_and_error(x):
@@ -549,32 +469,29 @@ def check(name, number, low, high=math.inf):
 
 
 def apply_figure(args):
-    """Args with the agents and the mean of --figure, and with the default of --runs. Raises InputError."""
-    runs = args.runs
-    if runs is None:
-        runs = 2_000 if args.figure else 200
-    if args.figure is None:
-        return replace(args, runs=runs)
-    for name in ("agents", "num_arms", "mean", "stationary"):
-        if getattr(args, name) != getattr(Args, name):
-            raise InputError(f"--figure {args.figure}: cannot be combined with --{name.replace('_', '-')}")
-    mean = 4.0 if args.figure == "2.5" else 0.0
-    return replace(args, runs=runs, agents=FIGURES[args.figure], mean=mean)
+    """Args with the flags of --figure and the defaults of --runs, --steps. Raises InputError."""
+    flags = {"runs": 200, "steps": 1_000}
+    if args.figure:
+        for name in ("agents", "num_arms", "mean", "stationary"):
+            if getattr(args, name) != getattr(Args, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"--figure {args.figure}: cannot be combined with {flag}")
+        flags |= {"runs": 2_000, **FIGURES[args.figure]}
+    given = {name: getattr(args, name) for name in ("runs", "steps")}
+    return replace(args, **flags | {name: x for name, x in given.items() if x is not None})
 
 
 def check_args(args):
     """Raises InputError if a flag is invalid. make_agent checks the agents."""
-    check("--runs", args.runs, 1)
-    check("--steps", args.steps, 1)
-    check("--num-arms", args.num_arms, 1)
+    for flag in "runs", "steps", "num_arms":
+        check(f"--{flag.replace('_', '-')}", getattr(args, flag), 1)
     check("--runs times --num-arms", args.runs * args.num_arms, 1, 10**8)
+    check("--runs times --steps", args.runs * args.steps, 1, 10**8)
     check("--seed", args.seed, 0)
     if not math.isfinite(args.mean):
         raise InputError(f"--mean {args.mean}: must be finite")
     if not args.agents:
         raise InputError("--agents: must name at least one agent")
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise InputError("--track: needs wandb (pip install wandb)")
 
 
 def results_folder(args):
@@ -587,11 +504,8 @@ def results_folder(args):
     return folder
 
 
-def make_agent(text, **common):
-    """Agent from its name and parameters, such as "ucb:c=1,step_size=0.1". Raises InputError.
-
-    common: values for the fields of the base class Agent.
-    """
+def make_agent(text, num_arms=10, num_runs=1):
+    """Agent from its name and parameters, such as "ucb:c=1,step_size=0.1". Raises InputError."""
     name, _, rest = text.partition(":")
     if name not in AGENTS:
         raise InputError(f"--agents {text}: unknown agent; use {', '.join(AGENTS)}")
@@ -600,12 +514,14 @@ def make_agent(text, **common):
     try:
         given = dict(pair.split("=") for pair in rest.split(",") if rest)
         parameters = {key: parse(value, defaults[key]) for key, value in given.items()}
-        return AGENTS[name](**common, **parameters)
-    except InputError as error:
-        raise InputError(f"--agents {text}: {error}") from error
     except (ValueError, KeyError, OverflowError) as error:
-        known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items()) or "no parameters"
-        raise InputError(f"--agents {text}: invalid parameter; {name} takes {known}") from error
+        accepted = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
+        message = f"--agents {text}: invalid parameter; {name} takes {accepted or 'no parameters'}"
+        raise InputError(message) from error
+    for key, value in parameters.items():
+        low, high = LIMITS.get(f"{name}:{key}", (-math.inf, math.inf))
+        check(f"--agents {text}: {key}", value or 0, low, high)
+    return AGENTS[name](num_arms, num_runs, **parameters)
 
 
 def parse(text, default):
@@ -626,11 +542,10 @@ def save(folder, args, table, curves):
     """Write curves.csv, figure.png and table.csv."""
     rows = []
     for text, curve in curves.items():
-        rows += [(text, t + 1, *numbers) for t, numbers in enumerate(zip(*curve))]
-    write(folder / "curves.csv", ["agent", "step", *Curves._fields], rows)
+        rows += zip(repeat(text), count(1), *curve.values())
+    write(folder / "curves.csv", ["agent", "step", *curve], rows)
     plot(folder / "figure.png", args, table, curves)
-    heading = [name for column in COLUMNS for name in (column, f"{column}_error")]
-    write(folder / "table.csv", ["agent", *heading], table)  # written last: it marks a finished run
+    write(folder / "table.csv", ["agent", *curve], table)  # written last: it marks a finished run
 
 
 def write(path, heading, rows):
@@ -642,22 +557,34 @@ def write(path, heading, rows):
 
 
 def plot(path, args, table, curves):
-    """Write the figure: learning curves, or for figure 2.6 the average reward against the parameter."""
+    """Write the figure: learning curves, regret, or for figure 2.6 the parameter study."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    panels = 1 if args.figure in ("2.6", "regret") else 2
+    size = {"figsize": (8, 1 + 4 * panels), "layout": "constrained"}
+    figure, axes = plt.subplots(panels, 1, sharex=True, **size)
     if args.figure == "2.6":
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
         plot_parameter_study(axes, args, table)
+    elif args.figure == "regret":
+        plot_regret(axes, curves)
     else:
-        size = {"figsize": (8, 8), "layout": "constrained"}
-        figure, (upper, lower) = plt.subplots(2, 1, sharex=True, **size)
-        plot_curves(upper, lower, args, curves)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        plot_curves(*axes, curves)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plot_curves(upper, lower, curves):
+    """Average reward, and percentage of runs that pulled the best arm, against the step."""
+    for text, curve in curves.items():
+        steps = range(1, len(curve["reward"]) + 1)
+        upper.plot(steps, curve["reward"], label=text, linewidth=1)
+        lower.plot(steps, 100 * curve["best_arm"], linewidth=1)
+    upper.set(ylabel="average reward")
+    lower.set(ylabel="best arm, %", xlabel="step", ylim=(0, 100))
 
 
 def plot_parameter_study(axes, args, table):
@@ -668,46 +595,29 @@ def plot_parameter_study(axes, args, table):
         axes.errorbar([2.0**x for x in powers], reward, error, label=agent.removesuffix("="))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="parameter", ylabel=f"average reward over the first {args.steps} steps")
-    axes.legend()
 
 
-def plot_curves(upper, lower, args, curves):
-    """Average reward, and percentage of runs that pulled the best arm, against the step."""
-    steps = range(1, args.steps + 1)
+def plot_regret(axes, curves):
+    """Total regret against log time, where logarithmic regret is a straight line."""
     for text, curve in curves.items():
-        upper.plot(steps, curve.reward, label=text, linewidth=1)
-        lower.plot(steps, 100 * curve.best_arm, linewidth=1)
-    upper.set(ylabel="average reward")
-    lower.set(ylabel="best arm, %", xlabel="step", ylim=(0, 100))
-
-
-def log_to_wandb(folder, args, curves):
-    """Log reward and best_arm of each agent at each step. If that fails, say so; the results are already saved."""
-    stdin, sys.stdin = sys.stdin, None  # without an API key, do not wait for one to be typed
-    try:
-        import wandb
-
-        with wandb.init(dir=folder, name=folder.name, config=asdict(args)) as run:
-            for t in range(args.steps):
-                row = {f"reward/{text}": curve.reward[t] for text, curve in curves.items()}
-                row |= {f"best_arm/{text}": curve.best_arm[t] for text, curve in curves.items()}
-                run.log(row)
-    except Exception as error:
-        print(f"--track: not logged to Weights & Biases: {error}", file=sys.stderr)
-    finally:
-        sys.stdin = stdin
+        steps = np.arange(1, len(curve["regret"]) + 1)
+        axes.plot(steps, curve["regret"], label=text)
+    bound = lai_robbins(TYPICAL_MEANS) * np.log(steps)
+    axes.plot(steps, bound, "k--", label="least slope for large t (Lai and Robbins)")
+    axes.set(xscale="log", xlabel="step")
+    axes.set(ylim=(0, 3 * bound[-1]), ylabel="total regret")
 
 
 def print_table(table):
     """One line per agent, with mean and standard error of each column."""
     width = max(len(text) for text, *_ in table)
-    print(" " * width, *(label.rjust(22) for label, _ in COLUMNS.values()))
+    labels = [label.rjust(22) for label, _ in COLUMNS.values()]
+    print(" " * width, *labels)
     for text, *numbers in table:
         cells = []
-        for i, (_, decimals) in enumerate(COLUMNS.values()):
-            mean, error = numbers[2 * i : 2 * i + 2]
-            cell = f"{mean:.{decimals}f} +- {error:.{decimals}f}"
-            cells.append(cell.rjust(22))
+        means, errors = numbers[::2], numbers[1::2]
+        for mean, error, (_, digits) in zip(means, errors, COLUMNS.values()):
+            cells.append(f"{mean:.{digits}f} +- {error:.{digits}f}".rjust(22))
         print(f"{text:{width}}", *cells)
 
 

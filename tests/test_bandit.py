@@ -1,6 +1,7 @@
 """bandit.py: the environment, each agent by hand, and the figures of the book."""
 
 import csv
+import inspect
 import statistics
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ MANY = 100_000
 
 
 def make_envs(num_envs, **flags):
-    return gym.make_vec("ArmedBanditTestbed-v0", num_envs=num_envs, **flags)
+    return bandit.VectorMultiArmedBandit(num_envs, **flags)
 
 
 def shares(actions, num_arms=10):
@@ -25,65 +26,68 @@ def shares(actions, num_arms=10):
 
 
 @pytest.mark.parametrize("stationary", [True, False])
-def test_the_environment_keeps_gymnasiums_rules_and_can_be_rendered(stationary):
-    env = gym.make("ArmedBanditTestbed-v0", stationary=stationary, render_mode="rgb_array")
-    assert (env.spec.max_episode_steps, env.spec.nondeterministic) == (1_000, False)
+def test_the_environment_keeps_gymnasiums_rules(stationary):
+    env = gym.make("ArmedBanditTestbed-v0", stationary=stationary)
+    assert env.spec.max_episode_steps == 1_000
     check_env(env.unwrapped)
+    assert (env.observation_space, env.action_space) == (gym.spaces.Discrete(1), gym.spaces.Discrete(10))
 
 
-@pytest.mark.parametrize("stationary", [True, False])
-def test_one_environment_and_a_vector_of_one_agree_step_by_step(stationary):
-    env, envs = gym.make("ArmedBanditTestbed-v0", stationary=stationary), make_envs(1, stationary=stationary)
+def test_the_loop_of_the_docstring_runs_as_it_is_written():
+    loop = inspect.cleandoc("    env = " + bandit.__doc__.split("    env = ")[1])
+    names = dict(vars(bandit))
+    exec(loop, names)
+    agent, means = names["agent"], names["env"].unwrapped.bandits.means
+    favorite = agent.pulls.argmax()
+    assert agent.pulls.sum() == 1_000 and agent.pulls.max() > 500 and names["truncated"]
+    assert agent.q[0, favorite] == pytest.approx(means[0, favorite], abs=0.2)
+
+
+@pytest.mark.parametrize("name", bandit.AGENTS)
+def test_every_agent_plays_the_single_environment_as_it_plays_many(name):
+    single, many = bandit.make_agent(name), bandit.make_agent(name)
+    env, envs = gym.make("ArmedBanditTestbed-v0", num_arms=10, stationary=True), make_envs(1)
     (_, info), (_, infos) = env.reset(seed=3), envs.reset(seed=3)
-    assert info["best_arm"] == infos["best_arm"][0]
-    for t in range(1_000):
-        _, reward, terminated, truncated, info = env.step(t % 10)
-        _, rewards, terminateds, truncateds, infos = envs.step(np.array([t % 10]))
-        assert (reward, terminated, truncated) == (rewards[0], terminateds[0], truncateds[0])
-        assert (info["best_arm"], info["regret"]) == (infos["best_arm"][0], infos["regret"][0])
-        assert truncated == (t == 999)
+    single.reset(5, info)
+    many.reset(5, infos)
+    for _ in range(50):
+        arm, arms = single.get_action(), many.get_action()
+        obs, reward, _, _, info = env.step(arm)
+        _, rewards, _, _, infos = envs.step(arms)
+        single.observe(arm, reward, info)
+        many.observe(arms, rewards, infos)
+        assert (arm, obs, reward, info["regret"]) == (arms, 0, rewards, infos["regret"])
+    assert np.array_equal(single.pulls, many.pulls) and single.pulls.sum() == 50
 
 
 def test_true_means_and_rewards_have_standard_deviation_1():
     envs = make_envs(MANY, mean=4.0)
     envs.reset(seed=0)
-    means = envs.unwrapped.means
-    _, reward, *_ = envs.step(np.full(MANY, 2))
-    noise = reward - means[:, 2]
-    for x, mean in (means, 4), (noise, 0):
+    obs, reward, terminated, truncated, _ = envs.step(np.full(MANY, 2))
+    noise = reward - envs.means[:, 2]
+    for x, mean in (envs.means, 4), (noise, 0):
         assert x.mean() == pytest.approx(mean, abs=0.02) and x.std() == pytest.approx(1, abs=0.02)
+    assert not obs.any() and not terminated.any() and not truncated.any()
+    assert np.array_equal(envs.action_space.nvec, [10] * MANY)
 
 
 def test_arms_that_drift_have_the_stated_variance():
-    """All begin at 0; after t steps of a random walk by N(0, 0.01^2) the variance is 0.0001 t."""
-    envs = make_envs(2_000, stationary=False)
+    """All begin at 2; after t steps of a random walk by N(0, 0.01^2) the variance is 0.0001 t."""
+    envs = make_envs(2_000, stationary=False, mean=2.0)
     envs.reset(seed=0)
-    assert np.all(envs.unwrapped.means == 0)
+    assert np.all(envs.means == 2)
     for _ in range(400):
         *_, info = envs.step(np.zeros(2_000, int))
-    means = envs.unwrapped.means
-    assert means.var() == pytest.approx(0.0001 * 400, rel=0.05)
-    assert np.array_equal(info["best_arm"], means.argmax(-1))
+    assert envs.means.mean() == pytest.approx(2, abs=0.01)
+    assert envs.means.var() == pytest.approx(0.0001 * 400, rel=0.05)
+    assert np.array_equal(info["best_arm"], envs.means.argmax(-1))
 
 
 def test_regret_is_the_best_arms_mean_minus_that_of_the_arm_pulled():
-    env = gym.make("ArmedBanditTestbed-v0", num_arms=3)
-    env.reset(seed=0)
-    env.unwrapped.bandits.means[:] = [0.5, 2, -1]
-    env.unwrapped.bandits.find_best_arms()
+    env = gym.make("ArmedBanditTestbed-v0", num_arms=3, means=(0.5, 2, -1))
+    _, info = env.reset(seed=0)
+    assert info == {"best_arm": 1, "regret": 0}
     assert [env.step(arm)[4]["regret"] for arm in range(3)] == [1.5, 0, 3]
-
-
-def test_many_bandits_start_new_episodes_after_truncation():
-    envs = make_envs(3, max_episode_steps=2)
-    envs.reset(seed=0)
-    before, ends = envs.unwrapped.means.copy(), []
-    for _ in range(6):
-        _, _, terminated, truncated, info = envs.step(np.zeros(3, int))
-        assert not terminated.any() and np.array_equal(info["best_arm"], envs.unwrapped.means.argmax(-1))
-        ends.append(truncated.all())
-    assert ends == [False, True, False] * 2  # the step after an end only resets
-    assert not np.any(envs.unwrapped.means == before)
 
 
 @pytest.mark.parametrize("action", [-1, 10, 2.5, [1, 2], None])
@@ -92,6 +96,15 @@ def test_an_action_that_is_not_an_arm_is_refused(action):
     env.reset(seed=0)
     with pytest.raises(bandit.InputError, match=r"action .*: must be an integer from 0 to 9 for each bandit"):
         env.step(action)
+
+
+def test_play_records_reward_best_arm_and_regret_of_each_step():
+    """Of the drifting arms too: the best arm is the one before the step."""
+    envs, agent = make_envs(50, stationary=False), bandit.Random(num_runs=50)
+    reward, best, regret = bandit.play(agent, envs, 400, seed=1)
+    assert reward.shape == best.shape == regret.shape == (400, 50)
+    assert np.array_equal(best[1:] == 1, regret[1:] == 0) and not regret[0].any()  # equal means at first
+    assert np.abs(reward).max() > 3 and agent.pulls.sum() == 400 * 50
 
 
 # The agents
@@ -108,7 +121,7 @@ def test_all_agents_play_the_same_bandits():
     envs, means = make_envs(20), []
     for agent in bandit.Random(num_runs=20), bandit.Cheater(num_runs=20):
         bandit.play(agent, envs, 5, seed=1)
-        means.append(envs.unwrapped.means.copy())
+        means.append(envs.means.copy())
     assert np.array_equal(*means)
 
 
@@ -136,7 +149,7 @@ def test_a_constant_step_size_forgets_exponentially():
     agent = bandit.make_agent("epsilon-greedy:initial=8,step_size=0.5")
     for reward in (4, 2):
         agent.observe(0, reward, {})
-    assert agent.q[0] == 4
+    assert agent.q[0].tolist() == [4, *[8] * 9]
 
 
 def test_epsilon_is_the_probability_of_an_arm_at_random():
@@ -157,18 +170,25 @@ def test_ucb_pulls_every_arm_first_and_then_adds_the_bonus():
 
 
 def test_the_step_of_the_gradient_bandit_by_hand():
+    """Eq. 2.12. The baseline is the average of the rewards before time t, at t = 1 the reward itself."""
     agent = bandit.GradientBandit(num_arms=2, step_size=0.5)
-    agent.get_action()
-    agent.observe(0, 3.0, {})  # its own baseline
-    assert agent.h.tolist() == [0, 0]
-    agent.get_action()
-    agent.observe(0, 5.0, {})  # Eq. 2.12, both probabilities 1/2: 0.5 (5 - 3) (1 - 1/2) and the same with a minus
-    assert agent.h.tolist() == [0.5, -0.5] and agent.average == 4
-    np.testing.assert_allclose(agent.policy(), [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))])
+    agent.observe(0, 3.0, {})
+    assert agent.h.tolist() == [[0, 0]]
+    agent.observe(0, 5.0, {})  # both probabilities are 1/2: 0.5 (5 - 3) (1 - 1/2) and the same with a minus
+    assert agent.h.tolist() == [[0.5, -0.5]] and agent.average == 4
+    np.testing.assert_allclose(agent.policy(), [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]])
+    agent.observe(0, 7.0, {})
+    assert agent.average == 5
     agent = bandit.make_agent("gradient:step_size=0.5,baseline=false", num_arms=2)
-    agent.get_action()
     agent.observe(1, 6.0, {})
-    assert agent.h.tolist() == [-1.5, 1.5]
+    assert agent.h.tolist() == [[-1.5, 1.5]]
+
+
+def test_the_runs_of_the_gradient_bandit_are_updated_apart():
+    agent = bandit.GradientBandit(num_arms=2, num_runs=2, step_size=0.5)
+    agent.average[:], agent.t = [3, 0], 1
+    agent.observe(np.array([0, 1]), np.array([5.0, 6.0]), {})
+    assert agent.h.tolist() == [[0.5, -0.5], [-1.5, 1.5]] and agent.average.tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("baseline", [True, False])
@@ -178,10 +198,9 @@ def test_the_expected_step_is_the_exact_gradient_with_any_baseline(baseline):
     expected = np.zeros(3)
     for arm in range(3):
         agent = bandit.GradientBandit(num_arms=3, step_size=0.5, baseline=baseline)
-        agent.h, agent.average, agent.t = np.log(pi), 7.0, 4  # after four rewards with average 7
-        agent.get_action()
+        agent.h[:], agent.average[:], agent.t = np.log(pi), 7.0, 4  # after four rewards with average 7
         agent.observe(arm, r[arm], {})
-        expected += pi[arm] * (agent.h - np.log(pi))
+        expected += pi[arm] * (agent.h[0] - np.log(pi))
     np.testing.assert_allclose(expected, 0.5 * pi * (r - pi @ r))
 
 
@@ -197,8 +216,8 @@ def test_thompson_posterior_by_hand():
     for reward in (3, 6):
         agent.observe(0, reward, {})
     mean, std = agent.posterior()
-    np.testing.assert_allclose(mean, [37 / 9, 1])
-    np.testing.assert_allclose(std, [2 / 3, 2])
+    np.testing.assert_allclose(mean, [[37 / 9, 1]])
+    np.testing.assert_allclose(std, [[2 / 3, 2]])
 
 
 def test_thompson_sampling_pulls_an_arm_with_the_posterior_probability_that_it_is_best():
@@ -213,6 +232,11 @@ def test_thompson_sampling_pulls_an_arm_with_the_posterior_probability_that_it_i
 def test_the_cheater_has_no_regret(stationary):
     _, best, regret = bandit.play(bandit.Cheater(num_runs=20), make_envs(20, stationary=stationary), 300, seed=1)
     assert best.all() and np.all(regret == 0)
+
+
+def test_the_constant_of_lai_and_robbins_by_hand():
+    """Gaps 1/2, 2 and 4, twice the best arm: 2 / (1/2) + 2 / 2 + 2 / 4."""
+    assert bandit.lai_robbins((3, 2.5, 3, 1, -1)) == 5.5
 
 
 def test_the_standard_error_by_hand():
@@ -257,3 +281,26 @@ def test_figure_2_6_every_parameter_has_its_best_value_in_between(tmp_path):
     for name in bandit.PARAMETER_STUDY:
         curve = [row["reward"] for text, row in rows.items() if text.startswith(name)]
         assert 0 < int(np.argmax(curve)) < len(curve) - 1
+
+
+@pytest.mark.slow
+def test_exercise_2_5_a_constant_step_size_follows_arms_that_drift(tmp_path):
+    """Book: sample averages weigh all rewards alike, however old, and fall behind."""
+    average, constant = figure(tmp_path, "exercise-2.5", runs=100).values()
+    assert constant["best_arm"] > average["best_arm"] + 15
+    assert average["reward"] + 3 * average["reward_error"] < constant["reward"]
+
+
+@pytest.mark.slow
+def test_regret_is_linear_for_epsilon_greedy_and_logarithmic_for_ucb(tmp_path):
+    """With c^2 = 2 the slope in log t is that of Lai and Robbins; with c = 2 it is twice that."""
+    figure(tmp_path, "regret", runs=100)
+    with open(tmp_path / "curves.csv", newline="") as file:
+        total = {(row["agent"], int(row["step"])): float(row["regret"]) for row in csv.DictReader(file)}
+    slope = bandit.lai_robbins(np.array(bandit.TYPICAL_MEANS))
+    for agent, times in ("ucb:c=1.414", 1), ("ucb:c=2", 2):
+        rise = total[agent, 10_000] - total[agent, 1_000]
+        assert rise / np.log(10) == pytest.approx(times * slope, rel=0.5)
+    agent = "epsilon-greedy:epsilon=0.1"
+    first, second = (total[agent, t + 4_000] - total[agent, t] for t in (2_000, 6_000))
+    assert second == pytest.approx(first, rel=0.05)
