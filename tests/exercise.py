@@ -38,6 +38,16 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "n_step_return": "samples_are or every_stored_step",
         "td_loss": "gradient_step_by_hand or only_the_value_of_the_action",
     },
+    "ddpg": {
+        "policy_loss": "gradient_vanishes or the_gradient_is_that_of_q",
+        "smooth": "smoothing_is",
+        "td_loss": "target_actors_action",
+    },
+    "sac": {
+        "soft_value": "a_state_is_soft",
+        "temperature_loss": "alpha_rises",
+        "policy_loss": "loss_is_the_same or twins_trains_the_actor",
+    },
 }
 
 
@@ -68,12 +78,11 @@ def in_place_of(script, path):
         sys.modules.update(before)
 
 
-def check(script, function, path, plugins=()):
-    """Run the tests of an exercise on the file at path; returns pytest's exit status."""
-    options = "-q --tb=short --no-header --disable-warnings -p no:cacheprovider".split()
+def check(script, which, path, *options, plugins=()):
+    """Run tests of a script on the file at path; returns pytest's exit status."""
+    options = *"-q --no-header --disable-warnings -p no:cacheprovider -k".split(), which, *options
     with in_place_of(script, path):
-        tests = str(ROOT / f"tests/test_{script}.py")
-        return pytest.main([*options, "-k", EXERCISES[script][function], tests], [*plugins])
+        return pytest.main([*options, str(ROOT / f"tests/test_{script}.py")], [*plugins])
 
 
 def main(argv=None, folder=ROOT / "exercises"):
@@ -84,7 +93,7 @@ def main(argv=None, folder=ROOT / "exercises"):
     args = parser.parse_args(argv)
     path = folder / f"{args.script}_{args.function}.py"
     if path.exists():
-        sys.exit(check(args.script, args.function, path))
+        sys.exit(check(args.script, EXERCISES[args.script][args.function], path, "--tb=short"))
     folder.mkdir(exist_ok=True)
     text, count = blank((ROOT / f"{args.script}.py").read_text(), args.function)
     path.write_text(text)

@@ -23,7 +23,7 @@ PLACES = """
 advantages minus | adv = (
 observations and | class RunningNorm
 gradient norms | clip_grad_norm_(
-orthogonal | def orthogonal
+orthogonal | orthogonal_(
 tanh on | out.tanh()
 bootstrapping | * ~terminated
 """  # of what is not in the papers, if the page does not say
@@ -61,8 +61,10 @@ def departures(script, text, argument):
     worths = any(worth for _, _, *worth in places)
     rows = ["| not in the paper | line |" + worths * " worth |", "|---|---|" + worths * "---|"]
     for item in items:
-        _, found, *worth = next(place for place in places if item.startswith(place[0]))
-        number = next(i for i, line in enumerate(lines, 1) if i > after and found in line)
+        _, found, *worth = next((place for place in places if item.startswith(place[0])), ("", item))
+        number = next((i for i, line in enumerate(lines, 1) if i > after and found in line), None)
+        if number is None:
+            raise LookupError(f"docs/{script}.md: which line of {script}.py is about {found!r}?")
         cells = [item.replace("|", "\\|"), f"[{number}](../{script}.py#L{number})", *(worth or ["-"] * worths)]
         rows.append(f"| {' | '.join(cells)} |")
     return [*rows, *["", left_out] * bool(left_out)]

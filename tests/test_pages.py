@@ -12,7 +12,7 @@ from tests.exercise import EXERCISES, blank
 PAGES = pages.pages()
 TEXTS = {script: text for script, (_, text) in PAGES.items()}
 BOOK = {script: path.read_text() for script, (path, _) in PAGES.items()}
-BELOW = {"Gaussian"}  # of what is shared, what a page may explain too
+BELOW = {"Gaussian", "SquashedGaussian"}  # of what is shared, what a page may explain too
 
 
 def equations(page):
