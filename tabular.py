@@ -77,6 +77,7 @@ class Args:
     steps: int = 15_000  # environment steps per run
     max_episode_steps: int | None = None  # time limit; default the environment's own, or 1000 if it has none
     gamma: float = 0.99  # discount factor
+    initial: float = 0.0  # Q(s, a) at first; a high one makes agents explore
     seed: int = 1  # same seed, same results
     processes: int | None = None  # that share the runs, with the same results; default one per core
     run_dir: str = ""  # folder for the results; default runs/tabular__<seed>__<time>
@@ -94,21 +95,24 @@ class Model(NamedTuple):
 def make_model(P, start, **others):
     """Model from P as in Gymnasium, of lists or dicts. Raises InputError if probabilities do not sum to 1."""
 
-    def outcomes(s, a):
-        if abs(sum(p for p, *_ in P[s][a]) - 1) > 1e-6:
-            raise InputError(f"P[{s}][{a}]: the probabilities of an action's outcomes must sum to 1")
-        return [(float(p), int(next_s), float(r), bool(end)) for p, next_s, r, end in P[s][a] if p > 0]
+    def clean(outcomes):
+        if abs(sum(p for p, *_ in outcomes) - 1) > 1e-6:
+            raise InputError("P: the probabilities of an action's outcomes must sum to 1")
+        possible = (outcome for outcome in outcomes if outcome[0] > 0)
+        return [(float(p), int(next_s), float(r), bool(end)) for p, next_s, r, end in possible]
 
-    clean, todo = {}, [s for s in range(len(P)) if start[s] > 0]
+    # P also has outcomes for terminal states, from which the episode seems to go on in CliffWalking and Taxi, and for
+    # others that no episode visits. Here these states end the episode at once, with value 0.
+    actions = [range(len(P[s])) for s in range(len(P))]
+    model = [[[(1.0, s, 0.0, True)] for _ in actions[s]] for s in range(len(P))]
+    visited, todo = set(), [s for s in range(len(P)) if start[s] > 0]
     while todo:
         s = todo.pop()
-        if s not in clean:
-            clean[s] = [outcomes(s, a) for a in range(len(P[s]))]
-            todo += [next_s for action in clean[s] for _, next_s, _, terminated in action if not terminated]
-    # P also has terminal states, from which the episode seems to go on in CliffWalking and Taxi, and other states that
-    # no episode visits. Here these end the episode at once, with value 0.
-    end = [[[(1.0, s, 0.0, True)] for _ in range(len(P[s]))] for s in range(len(P))]
-    return Model([clean.get(s, end[s]) for s in range(len(P))], list(start), **others)
+        if s not in visited:
+            visited.add(s)
+            model[s] = [clean(P[s][a]) for a in actions[s]]
+            todo += [next_s for outcomes in model[s] for _, next_s, _, end in outcomes if not end]
+    return Model(model, list(start), **others)
 
 
 def q_values(P, v, gamma):
@@ -118,7 +122,10 @@ def q_values(P, v, gamma):
     """
 
     def expectation(outcomes):
-        return sum(p * (r + gamma * v[next_s] * (not terminated)) for p, next_s, r, terminated in outcomes)
+        total = 0.0
+        for p, next_s, r, terminated in outcomes:
+            total += p * (r + gamma * v[next_s] * (not terminated))
+        return total
 
     return [[expectation(outcomes) for outcomes in actions] for actions in P]
 
@@ -149,16 +156,17 @@ def evaluate(P, policy, gamma):
     """v of a policy [S][A], the solution of the linear system v = r + gamma T v (Eq. 3.14), [S]. Raises InputError."""
     T, r = transitions(P, policy)
     can_end = T.sum(1) < 1 - 1e-9
-    for _ in P:
-        can_end |= T @ can_end > 0
-    if gamma == 1 and not can_end.all():
-        raise InputError("--gamma 1: some policy never ends its episode (it is improper); choose a smaller gamma")
+    while gamma == 1 and not can_end.all():
+        before, can_end = can_end, can_end | (T @ can_end > 0)
+        if np.array_equal(before, can_end):
+            raise InputError("--gamma 1: some policy never ends its episode (it is improper); choose a smaller gamma")
     return np.linalg.solve(np.eye(len(P)) - gamma * T, r)
 
 
 def transitions(P, policy):
     """Under a policy [S][A]: the probability T(s, s') to go on in s', [S, S], and the expected reward r(s), [S]."""
-    T, r = np.zeros((len(P), len(P))), np.zeros(len(P))
+    r = np.zeros(len(P))
+    T = np.diag(r)
     for s, actions in enumerate(P):
         for a, outcomes in enumerate(actions):
             for p, next_s, reward, terminated in outcomes:
@@ -169,7 +177,11 @@ def transitions(P, policy):
 
 def greedy_policy(q):
     """The first of the best actions with probability 1, [S][A] -> [S][A]."""
-    return [[float(a == q_s.index(max(q_s))) for a in range(len(q_s))] for q_s in q]
+    policy = []
+    for q_s in q:
+        best = q_s.index(max(q_s))
+        policy.append([float(a == best) for a in range(len(q_s))])
+    return policy
 
 
 def expected_return(model, policy, limit):
@@ -181,14 +193,6 @@ def expected_return(model, policy, limit):
         if np.array_equal(v, old):
             break
     return model.start @ v
-
-
-def best_return(model, limit):
-    """The highest expected undiscounted return under a time limit, of all policies, also those that use the time."""
-    v = [0.0] * len(model.P)
-    for _ in range(limit):
-        v = [max(q) for q in q_values(model.P, v, gamma=1)]
-    return np.dot(model.start, v)
 
 
 def compare(v, w, tolerance=1e-9):
@@ -227,12 +231,12 @@ def follow(world, q):
         yield q
 
 
-def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1, initial=0.0):
+def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1):
     """On-policy Monte Carlo control (section 5.4): the target is the return of the rest of the episode.
 
     Q is the average of the returns or, with a constant step size alpha, moves towards each of them (Eq. 6.1).
     """
-    q, visits = world.table(initial), world.table(0)
+    q, visits = world.table(), world.table(0)
     while True:
         episode, first = [], {}
         s, ended = world.reset(), False
@@ -247,13 +251,14 @@ def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1, initial
             G = r + gamma * G
             if t == first[s, a] or not first_visit:
                 visits[s][a] += 1
-                q[s][a] += (alpha or 1 / visits[s][a]) * (G - q[s][a])
+                step_size = alpha or 1 / visits[s][a]
+                q[s][a] += step_size * (G - q[s][a])
         yield q
 
 
-def td(world, gamma, alpha=0.1, initial=0.0):
+def td(world, gamma, alpha=0.1):
     """TD(0) prediction (Eq. 6.2). A state has one action, 0: what the policy to evaluate does."""
-    v = [initial] * len(world.num_actions)
+    v = [world.initial] * len(world.num_actions)
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -264,7 +269,7 @@ def td(world, gamma, alpha=0.1, initial=0.0):
         yield v
 
 
-def batch_td(world, gamma, initial=0.0):
+def batch_td(world, gamma):
     """Batch TD(0) prediction: what TD(0) converges to if all steps so far are repeated (section 6.3).
 
     That is v of the maximum-likelihood model, the certainty-equivalence estimate.
@@ -278,14 +283,15 @@ def batch_td(world, gamma, initial=0.0):
             s = next_s
         P = []
         for s, seen in enumerate(outcomes):
-            seen = seen or Counter({(s, initial, True): 1})  # a state without a visit keeps its initial value
-            P.append([[(n / seen.total(), *outcome) for outcome, n in seen.items()]])
+            seen = seen or Counter({(s, world.initial, True): 1})  # a state without a visit keeps its initial value
+            total = seen.total()
+            P.append([[(n / total, *outcome) for outcome, n in seen.items()]])
         yield evaluate(P, [[1.0]] * len(P), gamma)
 
 
-def sarsa(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
+def sarsa(world, gamma, alpha=0.1, epsilon=0.1):
     """Sarsa, on-policy TD control (Eq. 6.7): the target has the action that is taken next."""
-    q = world.table(initial)
+    q = world.table()
     while True:
         s, ended = world.reset(), False
         a = epsilon_greedy(q[s], epsilon)
@@ -298,9 +304,9 @@ def sarsa(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
         yield q
 
 
-def expected_sarsa(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
+def expected_sarsa(world, gamma, alpha=0.1, epsilon=0.1):
     """Expected Sarsa (Eq. 6.9): the target has the expectation over the actions that may be taken next."""
-    q = world.table(initial)
+    q = world.table()
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -314,9 +320,9 @@ def expected_sarsa(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
         yield q
 
 
-def q_learning(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
+def q_learning(world, gamma, alpha=0.1, epsilon=0.1):
     """Q-learning, off-policy TD control (Eq. 6.8): the target has the best next action, whatever is taken."""
-    q = world.table(initial)
+    q = world.table()
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -328,10 +334,10 @@ def q_learning(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
         yield q
 
 
-def double_q_learning(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
+def double_q_learning(world, gamma, alpha=0.1, epsilon=0.1):
     """Double Q-learning (Eq. 6.10): one table chooses the best next action, the other one gives its value."""
-    one, two = world.table(initial), world.table(initial)
-    q = world.table(initial)  # their mean, which acts
+    one, two = world.table(), world.table()
+    q = world.table()  # their mean, which acts
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -347,12 +353,12 @@ def double_q_learning(world, gamma, alpha=0.1, epsilon=0.1, initial=0.0):
         yield q
 
 
-def n_step_sarsa(world, gamma, n=4, alpha=0.1, epsilon=0.1, initial=0.0):
+def n_step_sarsa(world, gamma, n=4, alpha=0.1, epsilon=0.1):
     """n-step Sarsa (Eq. 7.4, 7.5): the target has n rewards, then the value of the state and action reached.
 
     With one action per state it is n-step TD prediction (Eq. 7.1, 7.2).
     """
-    q = world.table(initial)
+    q = world.table()
     while True:
         steps = []  # those that wait for their update
         s, ended = world.reset(), False
@@ -370,13 +376,13 @@ def n_step_sarsa(world, gamma, n=4, alpha=0.1, epsilon=0.1, initial=0.0):
         yield q
 
 
-def sarsa_lambda(world, gamma, lam=0.9, replacing=True, alpha=0.1, epsilon=0.1, initial=0.0):
+def sarsa_lambda(world, gamma, lam=0.9, replacing=True, alpha=0.1, epsilon=0.1):
     """Sarsa(lambda) (section 12.7): the error of a step also corrects the steps before it (Eq. 12.7).
 
     Their shares in it are the traces z, which decay by gamma lambda per step (Eq. 12.5). A visit adds 1 to a trace, or
     sets it to 1 if it is replacing (Eq. 12.12). With one action per state it is TD(lambda).
     """
-    q = world.table(initial)
+    q = world.table()
     while True:
         z = {}
         s, ended = world.reset(), False
@@ -394,12 +400,12 @@ def sarsa_lambda(world, gamma, lam=0.9, replacing=True, alpha=0.1, epsilon=0.1, 
         yield q
 
 
-def dyna_q(world, gamma, planning=5, alpha=0.1, epsilon=0.1, initial=0.0):
+def dyna_q(world, gamma, planning=5, alpha=0.1, epsilon=0.1):
     """Dyna-Q (section 8.2): Q-learning that also learns from steps that its model imagines, `planning` per real step.
 
     The model is the last outcome of each pair (s, a). Where outcomes are random, that is wrong, and planning may harm.
     """
-    q, model = world.table(initial), defaultdict(dict)
+    q, model = world.table(), defaultdict(dict)
 
     def learn(s, a, next_s, r, terminated):
         target = r if terminated else r + gamma * max(q[next_s])
@@ -502,8 +508,8 @@ AGENTS = {learner.__name__.replace("_", "-"): learner for learner in LEARNERS + 
 class World:
     """Steps in a model, whose episodes are truncated after `limit` steps. Keeps their returns."""
 
-    def __init__(self, model, limit=math.inf):
-        self.model, self.limit = model, limit
+    def __init__(self, model, limit=math.inf, initial=0.0):
+        self.model, self.limit, self.initial = model, limit, initial
         self.num_actions = [len(actions) for actions in model.P]
 
     def begin(self, seed, steps=math.inf):
@@ -511,7 +517,9 @@ class World:
         rng.seed(seed)
         self.time, self.steps, self.returns = 0, steps, []
 
-    def table(self, initial):
+    def table(self, initial=None):
+        """Q(s, a) at first, [S][A]."""
+        initial = self.initial if initial is None else initial
         return [[initial] * n for n in self.num_actions]
 
     def reset(self):
@@ -550,7 +558,8 @@ class Environment(World):
     """A Gymnasium environment. A state is a tuple of integers, and a table has the states that were seen."""
 
     def __init__(self, args, limit):
-        self.args, self.model, self.limit = args, None, limit
+        self.args, self.model, self.limit, self.initial = args, None, limit, args.initial
+        self.bins, self.low = np.array(args.bins), np.array(args.low)
         env = make_env(args)
         check_bins(args, env.observation_space)
         action_space = env.action_space
@@ -564,7 +573,8 @@ class Environment(World):
         self.env = make_env(self.args, self.limit)
         self.env.reset(seed=seed)
 
-    def table(self, initial):
+    def table(self, initial=None):
+        initial = self.initial if initial is None else initial
         return defaultdict(lambda: [initial] * self.num_actions)
 
     def first_state(self):
@@ -578,8 +588,8 @@ class Environment(World):
         """The numbers of the bins in which an observation is. What is outside belongs to the first or the last one."""
         obs = np.hstack(obs) if isinstance(obs, tuple) else np.ravel(obs)
         if self.args.bins:
-            bins, low, high = map(np.array, (self.args.bins, self.args.low, self.args.high))
-            obs = np.floor((obs - low) * bins / (high - low)).clip(0, bins - 1)
+            fraction = (obs - self.low) / (np.array(self.args.high) - self.low)
+            obs = np.floor(fraction * self.bins).clip(0, self.bins - 1)
         return tuple(obs.tolist())
 
 
@@ -593,9 +603,8 @@ def make_env(args, limit=None):
 def check_bins(args, space):
     """Raises InputError unless the space is finite, or a Box to which --bins, --low and --high fit."""
     size = math.prod(space.shape) if isinstance(space, spaces.Box) else 0
-    fits = len(args.bins) == len(args.low) == len(args.high) == size
-    intervals = zip(args.bins, args.low, args.high)
-    if not fits or not all(bins >= 1 and -math.inf < low < high < math.inf for bins, low, high in intervals):
+    fits = len(args.bins) == len(args.low) == len(args.high) == size and min(args.bins, default=1) >= 1
+    if not fits or not all(-math.inf < low < high < math.inf for low, high in zip(args.low, args.high)):
         raise InputError(f"--bins, --low < --high: need {size} finite numbers each for the observations, {space}")
     parts = space if isinstance(space, spaces.Tuple) else [space]
     if not size and not all(isinstance(part, (spaces.Discrete, spaces.MultiDiscrete)) for part in parts):
@@ -605,12 +614,13 @@ def check_bins(args, space):
 def make_world(args):
     """World of the figure's model or of args.env_id, which is simulated if it has a model. Raises InputError."""
     if args.figure:
-        return World(FIGURES[args.figure].model(), FIGURES[args.figure].limit)
+        figure = FIGURES[args.figure]
+        return World(figure.model(), figure.limit, figure.initial)
     env = make_env(args)
     limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
     if args.model and hasattr(env.unwrapped, "P"):
         check_bins(args, env.observation_space)
-        return World(gymnasium_model(env), limit)
+        return World(gymnasium_model(env), limit, args.initial)
     return Environment(args, limit)
 
 
@@ -626,7 +636,8 @@ def gymnasium_model(env):
     for _ in range(10_000):
         a = random_actions.randrange(len(model.P[s]))
         next_s, r, terminated, truncated, _ = env.step(a)
-        if (next_s, r, terminated) not in [outcome[1:] for outcome in model.P[s][a]]:
+        possible = [outcome[1:] for outcome in model.P[s][a]]
+        if (next_s, r, terminated) not in possible:
             raise InputError(f"--env-id {env.spec.id}: its steps do not follow its model P; --no-model ignores P")
         s = env.reset()[0] if terminated or truncated else next_s
     return model
@@ -634,7 +645,10 @@ def gymnasium_model(env):
 
 def random_walk(num_states, left_reward):
     """From the center to the left or to the right, until an end is passed; reward 1 at the right end (Example 6.2)."""
-    P = [[[(0.5, s - 1, 0, False), (0.5, s + 1, 0, False)]] for s in range(num_states)]
+    P = []
+    for s in range(num_states):
+        left, right = (0.5, s - 1, 0, False), (0.5, s + 1, 0, False)
+        P.append([[left, right]])
     P[0][0][0] = (0.5, 0, left_reward, True)
     P[-1][0][1] = (0.5, 0, 1, True)
     return make_model(P, np.eye(num_states)[num_states // 2], policy=[[1.0]] * num_states)
@@ -642,23 +656,23 @@ def random_walk(num_states, left_reward):
 
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
-    from_a = [[(1, 1, 0, False)], [(1, 0, 0, True)]]
-    return make_model([from_a, [[(1, 1, -0.1, True)]] * 10], [1, 0], noise=[0, 1])
+    from_a, from_b = [[(1, 1, 0, False)], [(1, 0, 0, True)]], [[(1, 1, -0.1, True)]] * 10
+    return make_model([from_a, from_b], [1, 0], noise=[0, 1])
 
 
-WALLS = (0, 7), (1, 2), (1, 7), (2, 2), (2, 7), (3, 2), (4, 5)
+WALLS = (7, 11, 16, 20, 25, 29, 41)  # 9 * row + column
 
 
 def maze():
     """Example 8.1: moves up, right, down, left in 6 rows and 9 columns; reward 1 at the end, the upper right corner."""
     P = []
-    for cell in np.ndindex(6, 9):
+    for s in range(54):
         P.append([])
         for move in (-1, 0), (0, 1), (1, 0), (0, -1):
-            row, column = np.add(cell, move).clip(0, (5, 8))
-            row, column = cell if (row, column) in WALLS else (row, column)
-            is_goal = (row, column) == (0, 8)
-            P[-1].append([(1, 9 * row + column, is_goal, is_goal)])
+            row, column = np.add(divmod(s, 9), move).clip(0, (5, 8))
+            to = 9 * row + column
+            next_s = s if to in WALLS else to
+            P[s].append([(1, next_s, next_s == 8, next_s == 8)])
     return make_model(P, np.eye(54)[18])
 
 
@@ -668,24 +682,30 @@ def cliff():
 
 def infinite_variance():
     """Example 5.5: left (0) comes back with probability 0.9, otherwise ends with reward 1; right (1) ends with 0."""
-    left, right = [(0.9, 0, 0, False), (0.1, 0, 1, True)], [(1, 0, 0, True)]
+    left = [(0.9, 0, 0, False), (0.1, 0, 1, True)]
+    right = [(1, 0, 0, True)]
     return make_model([[left, right]], [1], policy=[[1.0, 0.0]])
 
 
-BAIRD_FEATURES = np.eye(7, 8) * (2, 2, 2, 2, 2, 2, 1, 1) + np.outer((1, 1, 1, 1, 1, 1, 2), np.eye(8)[7])  # x(s), [7, 8]
+BAIRD_FEATURES = np.eye(7, 8) * 2  # x(s), [7, 8]
+BAIRD_FEATURES[:6, 7] = 1
+BAIRD_FEATURES[6, 6:] = 1, 2
 BAIRD_WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 10, 1.0])  # at first
 
 
 def baird():
     """Baird's counterexample (figure 11.1). The action "dashed" is split into six: action a leads to state a."""
-    P = [[[(1, a, 0, False)] for a in range(7)] for _ in range(7)]
-    return make_model(P, [1 / 7] * 7, policy=[np.eye(7)[6].tolist()] * 7)  # always "solid"
+    actions = [[(1, a, 0, False)] for a in range(7)]
+    solid = [0.0] * 6 + [1.0]
+    return make_model([actions] * 7, [1 / 7] * 7, policy=[solid] * 7)
 
 
 def corridor():
     """Example 13.1: left (0) or right (1) from the first of three states to the end; the second state reverses them."""
     next_states = (0, 1), (2, 0), (1, 3)
-    P = [[[(1, next_s % 3, -1, next_s == 3)] for next_s in pair] for pair in next_states]
+    P = []
+    for pair in next_states:
+        P.append([[(1, next_s % 3, -1, next_s == 3)] for next_s in pair])
     return make_model(P, [1, 0, 0])
 
 
@@ -700,6 +720,7 @@ class Figure(NamedTuple):
     ylim: tuple[float, float]
     runs: int = 100
     gamma: float = 1.0
+    initial: float = 0.0  # estimate at first
     limit: float = math.inf  # steps after which an episode is truncated
 
 
@@ -723,11 +744,12 @@ FIGURES = {
     "6.2": Figure(  # with Example 6.2: td and monte-carlo with constant step sizes
         model=lambda: random_walk(5, left_reward=0),
         agents=(
-            "batch-td:initial=0.5",
-            "monte-carlo:initial=0.5,first_visit=false",
-            *(f"td:initial=0.5,alpha={alpha}" for alpha in (0.05, 0.1, 0.15)),
-            *(f"monte-carlo:initial=0.5,first_visit=false,alpha={alpha}" for alpha in (0.01, 0.02, 0.03, 0.04)),
+            "batch-td",
+            "monte-carlo:first_visit=false",
+            *(f"td:alpha={alpha}" for alpha in (0.05, 0.1, 0.15)),
+            *(f"monte-carlo:first_visit=false,alpha={alpha}" for alpha in (0.01, 0.02, 0.03, 0.04)),
         ),
+        initial=0.5,
         measure="error",
         episodes=100,
         windows=((100, 100),),
@@ -843,7 +865,8 @@ def play_all(jobs, processes):
     else:
         die = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
         with ProcessPoolExecutor(processes, **die) as pool:
-            yield from tqdm(pool.map(play, jobs, chunksize=1 + len(jobs) // (20 * processes)), **bar)
+            chunksize = 1 + len(jobs) // (20 * processes)
+            yield from tqdm(pool.map(play, jobs, chunksize=chunksize), **bar)
 
 
 def play(job):
@@ -867,29 +890,35 @@ def play(job):
             break
     if not policy:
         world.steps = math.inf
-        value[-1] = np.mean([world.ret for _ in islice(follow(world, q), 10)])
+        returns = [world.ret for _ in islice(follow(world, q), 10)]
+        value[-1] = np.mean(returns)
     return {"return": ret, "greedy": value}, policy
 
 
 def summarize_steps(args, world, runs):
     """Result of an agent from what play returned for each run: the returns while learning, and of the greedy policy."""
-    curves = {name: mean_and_error(np.transpose([points[name] for points, _ in runs])) for name in ("return", "greedy")}
-    columns = {name: (mean[-1], error[-1]) for name, (mean, error) in curves.items()}
+    columns, curves = {}, {}
+    for name in "return", "greedy":
+        points = np.transpose([points[name] for points, _ in runs])  # [T, N]
+        curves[name] = mean_and_error(points)
+        columns[name] = mean_and_error(points[-1])
     if not world.model:
         return Result(curves, columns)
     _, best = policy_iteration(world.model.P, args.gamma)
-    mean, error = columns["greedy"]
     optimum = expected_return(world.model, best, world.limit)
-    columns |= {"optimum": (optimum, 0.0), "gap": (optimum - mean, error)}
-    return Result(curves, columns, evaluate(world.model.P, runs[0][1], args.gamma) if args.gamma < 1 else None)
+    columns["optimum"] = optimum, 0.0
+    columns["gap"] = mean_and_error(optimum - points[-1])
+    v = evaluate(world.model.P, runs[0][1], args.gamma) if args.gamma < 1 else None
+    return Result(curves, columns, v)
 
 
 def summarize_figure(args, world, runs):
     """The same for a figure."""
-    figure = FIGURES[args.figure]
-    y = np.transpose([points[figure.measure] for points, _ in runs])  # [T, N]
-    means = {f"{first} to {last}": y[first - 1 : last].mean(0) for first, last in figure.windows}
-    return Result({figure.measure: mean_and_error(y)}, {name: mean_and_error(mean) for name, mean in means.items()})
+    figure, columns = FIGURES[args.figure], {}
+    points = np.transpose([points[figure.measure] for points, _ in runs])  # [T, N]
+    for first, last in figure.windows:
+        columns[f"{first} to {last}"] = mean_and_error(points[first - 1 : last].mean(0))
+    return Result({figure.measure: mean_and_error(points)}, columns)
 
 
 def mean_and_error(x):
@@ -929,6 +958,7 @@ def check_args(args):
     check("--runs", args.runs, 1, 10**6)
     check("--steps", args.steps, 20)
     check("--gamma", args.gamma, 0, 1)
+    check("--initial", args.initial, -(10**6), 10**6)
     if args.max_episode_steps is not None:
         check("--max-episode-steps", args.max_episode_steps, 1, 10**6)
     check("--seed", args.seed, 0)
@@ -946,7 +976,7 @@ def results_folder(args):
     return folder
 
 
-LIMITS = {"n": (1, 10**6), "planning": (0, 10**6), "copy_every": (1, 10**6), "initial": (-math.inf, math.inf)}
+LIMITS = dict.fromkeys(("n", "planning", "copy_every"), (1, 10**6)) | {"planning": (0, 10**6)}  # others: 0 to 1
 
 
 def make_agent(text, world, args):
@@ -1005,7 +1035,9 @@ def with_error(names):
 
 def x_axis(args):
     """Of the curves: episodes for a figure, otherwise steps."""
-    return np.arange(FIGURES[args.figure].episodes) + 1 if args.figure else np.arange(1, 21) * args.steps / 20
+    if args.figure:
+        return np.arange(FIGURES[args.figure].episodes) + 1
+    return np.arange(1, 21) * args.steps / 20
 
 
 def write(path, heading, rows):
@@ -1052,13 +1084,13 @@ def plot(path, args, results):
 def print_table(results):
     """One line per agent: mean and standard error of each column, and how its policy compares with the first one's."""
     width, first = max(map(len, results)), next(iter(results.values()))
-    print(" " * width, *(name.rjust(20) for name in first.columns))
+    print(" " * width, *(name.rjust(20) for name in first.columns), "" if first.v is None else "  than the first")
     for text, result in results.items():
         cells = []
         for mean, error in result.columns.values():
             mean = round(mean, 3) + 0.0  # not -0.000
             cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
-        word = "" if result.v is None else f"  {compare(result.v, first.v)}"
+        word = "" if result.v is None else "  " + compare(result.v, first.v)
         print(f"{text:{width}}", *(cell.rjust(20) for cell in cells), word)
 
 

@@ -66,14 +66,15 @@ def blackjack(rules=""):
     states = itertools.product(range(2, 22), range(1, 11), (False, True), (False, True))
     number, P = {state: i for i, state in enumerate(states)}, {}
     for (total, dealer, ace, is_natural), s in number.items():
-        stick, hit = [], []
+        results, hit = Counter(), []
         for (score, dealer_natural), p in dealer_results(dealer, dealer == 1, 1).items():
             reward = float(np.sign(value(total, ace) - score))
             if rules == "sab" and is_natural and not dealer_natural:
                 reward = 1.0
             if rules == "natural" and is_natural and reward == 1:
                 reward = 1.5
-            stick.append((p, s, reward, True))
+            results[reward] += p
+        stick = [(p, s, reward, True) for reward, p in results.items()]
         for card, p in CARDS.items():
             bust = total + card > 21
             to = s if bust else number[total + card, dealer, ace or card == 1, False]
@@ -133,7 +134,10 @@ def test_within_a_time_limit_a_policy_that_counts_the_steps_left_is_better_than_
         ("FrozenLake8x8-v1", 200, 0.913220, 0.862955, 0.001901),
     ]:
         model = gymnasium_model(env_id)
-        assert tabular.best_return(model, limit) == pytest.approx(best, abs=1e-6)
+        v = [0.0] * len(model.P)
+        for _ in range(limit):
+            v = [max(q_s) for q_s in tabular.q_values(model.P, v, 1)]
+        assert np.dot(v, model.start) == pytest.approx(best, abs=1e-6)
         assert tabular.expected_return(model, greedy_policy(model, 0.99), limit) == pytest.approx(stationary, abs=1e-6)
         assert tabular.expected_return(model, random_policy(model.P), limit) == pytest.approx(random, abs=1e-6)
 
@@ -291,14 +295,15 @@ class Recorder(tabular.World):
     """Notes all steps, as (s, a, s', r, terminated, ended)."""
 
     def step(self, action):
+        assert len(self.history) < 10**5
         before, result = self.state, super().step(action)
         self.history.append((before, action, *result))
         return result
 
 
-def learned(text, model, episodes, gamma=0.9, limit=math.inf, seed=1):
+def learned(text, model, episodes, gamma=0.9, limit=math.inf, seed=1, initial=0.0):
     """What the agent yields last, and its steps."""
-    world = Recorder(model, limit)
+    world = Recorder(model, limit, initial)
     world.begin(seed)
     world.history = []
     agent = tabular.make_agent(text, world, tabular.Args(figure="6.6", gamma=gamma))
@@ -309,7 +314,7 @@ def learned(text, model, episodes, gamma=0.9, limit=math.inf, seed=1):
 @pytest.mark.parametrize("kind", ["q-learning", "expected-sarsa", "sarsa", "td"])
 def test_one_step_methods_move_q_towards_their_targets(kind):
     model = tabular.random_walk(5, -1) if kind == "td" else gymnasium_model("FrozenLake-v1")
-    table, history = learned(f"{kind}:alpha=0.3,initial=1" + ",epsilon=0.2" * (kind != "td"), model, episodes=50)
+    table, history = learned(f"{kind}:alpha=0.3" + ",epsilon=0.2" * (kind != "td"), model, episodes=50, initial=1.0)
     q = np.ones((5, 1) if kind == "td" else (16, 4))
     for (s, a, next_s, r, terminated, _), after in zip(history, [*history[1:], history[0]]):
         value = {
@@ -400,8 +405,8 @@ def test_first_visit_is_unbiased_after_one_episode_and_every_visit_is_not():
     model = tabular.make_model([[[(0.5, 0, 1, False), (0.5, 0, 1, True)]]], [1])
     for first_visit, expected in (("true", 2.0), ("false", 1.5)):
         text = f"monte-carlo:first_visit={first_visit}"
-        values = [learned(text, model, 1, gamma=1, seed=seed)[0][0][0] for seed in range(5_000)]
-        assert abs(np.mean(values) - expected) < 5 * np.std(values) / 5_000**0.5
+        values = [learned(text, model, 1, gamma=1, seed=seed)[0][0][0] for seed in range(2_000)]
+        assert abs(np.mean(values) - expected) < 5 * np.std(values) / 2_000**0.5
 
 
 def test_dyna_q_plans_from_states_and_actions_it_has_tried(monkeypatch):
@@ -422,11 +427,11 @@ def test_batch_td_is_the_value_of_the_most_likely_model_and_batch_monte_carlo_th
     """Example 6.4: A, 0, B, 0 once, B, 1 six times, B, 0 once. TD says V(A) = 3/4, Monte Carlo 0."""
     steps = [(1, 0.0, False), (1, 0.0, True), *[(1, 1.0, True)] * 6, (1, 0.0, True)]
     for agent, values in (tabular.batch_td, [0.75, 0.75, 0.2]), (tabular.monte_carlo, [0, 0.75, 0.2]):
-        world, todo, starts = tabular.World(tabular.random_walk(3, 0)), iter(steps), iter([0] + [1] * 7)
+        world, todo, starts = tabular.World(tabular.random_walk(3, 0), initial=0.2), iter(steps), iter([0] + [1] * 7)
         world.begin(1)
         monkeypatch.setattr(world, "first_state", lambda starts=starts: next(starts))
         monkeypatch.setattr(world, "move", lambda action, todo=todo: (*next(todo), False))
-        *_, table = itertools.islice(agent(world, 1, initial=0.2), 8)
+        *_, table = itertools.islice(agent(world, 1), 8)
         np.testing.assert_allclose(np.ravel(table), values)
 
 
@@ -568,7 +573,7 @@ def test_example_6_6_the_safe_path_of_sarsa_and_the_optimal_one_of_q_learning():
 
 
 def test_figure_6_5_maximization_bias():
-    q_learning, double = (result.curves["left, %"][0] for result in figure("6.5", runs=500).values())
+    q_learning, double = (result.curves["left, %"][0] for result in figure("6.5", runs=300).values())
     assert 85 < q_learning.max() <= 100 and double.max() < 60
     assert double[99] < q_learning[99] / 2
     assert abs(q_learning[250:].mean() - 12.4) < 3 and abs(double[250:].mean() - 7.0) < 2
@@ -670,7 +675,7 @@ def test_figure_11_2_the_weights_diverge_unless_the_targets_come_from_an_old_cop
         w += 0.01 / 7 * (0.99 * x[6] @ w - x @ w) @ x
         v.append(np.mean((x @ w) ** 2) ** 0.5)
     assert w[7] == pytest.approx(335, abs=0.5) and w[0] == pytest.approx(114.4, abs=0.1)  # as in the book's figure
-    td, with_target = (result.curves["error"] for result in figure("11.2", runs=30).values())
+    td, with_target = (result.curves["error"] for result in figure("11.2", runs=20).values())
     for step in 0, 99, 499:
         assert td[0][step] == pytest.approx(v[step], rel=0.15)
     assert td[0][-1] > 300 and with_target[0].max() < 20
