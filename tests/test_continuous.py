@@ -285,12 +285,68 @@ def test_the_n_step_return_ends_with_the_episode(name, rew, end, ret, steps):
     assert [x.tolist() for x in found] == [[ret], [steps]]
 
 
+# Runs
+
+FOUR = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "batch_size": 8,
+    "hidden_sizes": (8,),
+    "eval_episodes": 0,
+}  # 32 steps each
+
+
+@every_script
+def test_actions_are_random_until_learning_starts(tmp_path, spy, name):
+    """It starts with the third rollout, when 96 transitions are stored; the actions of the fourth are the agent's."""
+    module = importlib.import_module(name)
+    warm_ups = spy(module, "collect", note=lambda *args: args[-1])
+    learned = spy(module, "update", results=True)
+    train(module, tmp_path, learning_starts=80, total_timesteps=160, **FOUR)
+    assert warm_ups == [True, True, True, False, False]
+    assert [metrics["td_loss"] is None for metrics in learned] == [True, True, False, False, False]
+
+
+@every_script
+@pytest.mark.parametrize(("anneal_lr", "fractions"), [(True, [3 / 4, 2 / 4, 1 / 4]), (False, [1])])
+def test_both_learning_rates_fall_linearly(tmp_path, spy, name, anneal_lr, fractions):
+    module, steps = importlib.import_module(name), []
+    note = lambda optimizer: (id(optimizer), optimizer.param_groups[0]["lr"])  # noqa: E731
+    steps = spy(torch.optim.Adam, "step", note)
+    flags = {"learning_starts": 64, "total_timesteps": 128, "learning_rate": 0.01, "anneal_lr": anneal_lr}
+    train(module, tmp_path, **FOUR | flags)
+    assert len({optimizer for optimizer, _ in steps}) == 2
+    for number in {optimizer for optimizer, _ in steps}:
+        rates = [rate for optimizer, rate in steps if optimizer == number]
+        assert list(dict.fromkeys(rates)) == pytest.approx([0.01 * fraction for fraction in fractions])
+
+
+@every_script
+def test_statistics_are_those_of_all_that_was_seen_and_all_of_it_is_stored(tmp_path, spy, name):
+    module = importlib.import_module(name)
+    rollouts, added = spy(module, "collect", results=True), spy(module.ReplayBuffer, "add", note=lambda *args: args)
+    agent = train(module, tmp_path, learning_starts=64, total_timesteps=128, gamma=0.5, **FOUR)
+    obs, norm = torch.cat([found.obs.flatten(0, 1) for found, _ in rollouts]), module.RewardNorm((), True)
+    torch.testing.assert_close(agent.obs_norm.mean, obs.mean(0))
+    for found, _ in rollouts:
+        norm.update(found.rew, found.done, 0.5)
+    torch.testing.assert_close(agent.reward_norm.state_dict(), norm.state_dict())
+    assert [stored is found for (_, stored), (found, _) in zip(added, rollouts)] == [True] * 4
+    for column, part in zip(added[0][0].columns, zip(*(found for found, _ in rollouts))):
+        np.testing.assert_array_equal(column[:128], torch.cat(part).flatten(0, 1))
+
+
 # Learning
 
 PROBES = [
     ("ProbeContinuousRewardFromObservation-v0", {}, {(1, 0): 1, (-1, 0): -1}, 0.1),
     ("ProbeContinuousRewardOneStepLate-v0", {"gamma": 0.5}, {(1, 0): 0.5, (1, 1): 1, (-1, 0): -0.5, (-1, 1): -1}, 0.1),
-    ("ProbeContinuousTimeLimit-v0", {"gamma": 0.9}, {(1, 0): 10}, 1),  # 1 / (1 - gamma), though episodes have 10 steps
+    (
+        "ProbeContinuousTimeLimit-v0",
+        {"gamma": 0.9, "tau": 0.05},
+        {(1, 0): 10},
+        1,
+    ),  # 1 / (1 - gamma)
 ]
 
 
@@ -311,7 +367,7 @@ def test_values_are_those_of_the_probes(tmp_path, name, env_id, flags, expected,
 @pytest.mark.parametrize(("env_id", "error"), [("ProbeContinuous-v0", 0.1), ("ProbeContinuousImage-v0", 0.05)])
 def test_actions_depend_on_the_observation(tmp_path, name, env_id, error):
     module = importlib.import_module(name)
-    images = {"batch_size": 16, "gradient_steps": 8, "total_timesteps": 2_560}
+    images = {"batch_size": 16, "learning_starts": 1_000, "total_timesteps": 2_560}
     train(module, tmp_path, env_id=env_id, **images if "Image" in env_id else {"total_timesteps": 8_192})
     assert evaluation(tmp_path / "run")["mean"] == pytest.approx(0, abs=error)
 

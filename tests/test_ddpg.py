@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -189,8 +190,9 @@ def overestimation(seed, **flags):
 @pytest.mark.slow
 def test_the_fixes_reduce_the_overestimation_of_actions_whose_reward_is_noise():
     """Every action is worth the mean reward, but the actor finds what looks best. The fixes make it less, not 0."""
-    pairs = [(overestimation(seed, **OFF), overestimation(seed)) for seed in range(1, 5)]
-    assert all(plain > 0.5 and plain > fixed for plain, fixed in pairs)
+    pairs = np.array([(overestimation(seed, **OFF), overestimation(seed)) for seed in range(1, 5)])
+    assert pairs[:, 0].mean() > 0.5  # rewards have a deviation of 1, mean rewards one of 0.07
+    assert (pairs[:, 0] > pairs[:, 1]).all()
 
 
 def test_the_noise_decays_linearly_and_then_stays(tmp_path, spy):
