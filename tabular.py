@@ -251,7 +251,7 @@ def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1):
             G = r + gamma * G
             if t == first[s, a] or not first_visit:
                 visits[s][a] += 1
-                step_size = alpha or 1 / visits[s][a]
+                step_size = 1 / visits[s][a] if alpha is None else alpha
                 q[s][a] += step_size * (G - q[s][a])
         yield q
 
@@ -982,6 +982,8 @@ LIMITS = dict.fromkeys(("n", "planning", "copy_every"), (1, 10**6)) | {"planning
 def make_agent(text, world, args):
     """Agent from its name and parameters, such as "n-step-sarsa:n=2,alpha=0.4". Raises InputError."""
     name, _, rest = text.partition(":")
+    if name in PLANNERS and rest:
+        raise InputError(f"--agents {text}: {name} takes no parameters")
     if name in PLANNERS:
         if world.model is None:
             raise InputError(f"--agents {text}: needs an environment with a model P, and not --no-model")

@@ -170,6 +170,7 @@ def test_the_outcomes_of_terminal_and_unreachable_states_do_not_matter_and_impos
     """From state 0 the episode ends in 1; P goes on from there, as in CliffWalking, and has a state 2 beside."""
     P = [[[(1, 1, 3, True), (0, 2, 9, False)]], [[(1, 0, 5, False)]], [[(1, 2, 1, False)]]]
     model = tabular.make_model(P, [1, 0, 0])
+    assert model.P == [[[(1, 1, 3, True)]], [[(1, 1, 0, True)]], [[(1, 2, 0, True)]]]
     assert tabular.evaluate(model.P, [[1.0]] * 3, 1).tolist() == [3, 0, 0]
     assert tabular.value_iteration(model.P, 1) == [3, 0, 0]
     for p in 0.5, 1.1:
