@@ -28,6 +28,7 @@ ROOT = HERE.parent
 DOCUMENTS = ROOT / "README.md", HERE / "README.md"
 # Color-blind readers can tell these apart.
 COLORS = {"vpg": "#e69f00", "a2c": "#56b4e9", "trpo": "#009e73", "ppo": "#d55e00", "dqn": "#0072b2"}
+COLORS |= {"ddpg": "#cc79a7", "sac": "#000000"}
 SCRIPTS = list(COLORS)
 PEERS = {"ours": "ours", "sb3": "Stable-Baselines3", "sbx": "SBX", "cleanrl": "CleanRL", "floor": "floor"}
 plt.switch_backend("Agg")  # needs no display
@@ -234,7 +235,8 @@ def table_of_results(rows):
         ((usual, _),) = Counter(map(steps_of, found.values())).most_common(1)
         others = ", ".join(f"{name} {steps_of(runs)}" for name, runs in found.items() if steps_of(runs) != usual)
         cells = [spread(numbers(found[name], "mean"), 0) if name in found else "-" for name in SCRIPTS]
-        lines.append([env, str(max(map(len, found.values()))), *cells, f"{usual}; {others}" if others else usual])
+        seeds = " or ".join(map(str, sorted({len(runs) for runs in found.values()})))
+        lines.append([env, seeds, *cells, f"{usual}; {others}" if others else usual])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)
 
 
@@ -310,7 +312,7 @@ def table_of_scripts(text, rows):
 
 def fill(text, rows):
     """A README's text with its tables and numbers as the data say."""
-    first = {f"{name}.py": runs_of(rows, name)[:10] for name in SCRIPTS}
+    first = {f"{name}.py": runs for name in SCRIPTS if (runs := runs_of(rows, name)[:10])}
     first |= {f"Stable-Baselines3 {name}": runs_of(rows, f"sb3-{name}") for name in BASELINES}
     tables = {
         "results": table_of_results(rows),

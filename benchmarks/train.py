@@ -58,6 +58,13 @@ TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each
     ("Ant-v5", 5, 10, {"trpo": M, "ppo": M}),
     ("ALE/Pong-v5", 1, 10, {"ppo": 700_000}),  # about 2 hours
 ]
+TASKS += [
+    ("Pendulum-v1", 20, 100, {"ddpg": 20_000, "sac": 20_000}),
+    ("MountainCarContinuous-v0", 10, 100, {"ddpg": 50_000, "sac": 50_000}),
+    ("InvertedPendulum-v5", 10, 10, {"ddpg": 50_000, "sac": 50_000}),
+    ("HalfCheetah-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
+    ("Walker2d-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
+]
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",

@@ -110,8 +110,8 @@ def test_the_pictures_are_those_of_the_data(tmp_path, name):
 def test_a_cell_is_the_mean_over_seeds_and_the_worst_seed():
     columns = {"script": "ppo", "env_id": "CartPole-v1", "variant": "", "steps": "100000"}
     rows = [columns | {"mean": mean, "worst_episode": worst} for mean, worst in (("500", "490"), ("470", "9"))]
-    assert "| CartPole-v1 | 2 | - | - | - | 485 (470) | - | 100k |" in plot.table_of_results(rows)
-    assert "| CartPole-v1 | 475 | - | - | - | 485.0 (470.0; 9), 100k, 1 of 2 | - |" in plot.table_of_scores(rows)
+    assert "| CartPole-v1 | 2 | - | - | - | 485 (470) | - | - | - | 100k |" in plot.table_of_results(rows)
+    assert "| CartPole-v1 | 475 | - | - | - | 485.0 (470.0; 9), 100k, 1 of 2 | - | - | - |" in plot.table_of_scores(rows)
 
 
 def test_speeds_are_medians_and_ratios_are_medians_of_the_ratios_of_a_round():
