@@ -234,7 +234,7 @@ def train(args):
             std = float(np.interp(progress, [0, args.exploration_fraction], stds))
 
             # Collect T steps in each of N environments, with noise on the actor's actions.
-            warm_up = run.step < args.learning_starts * WORKERS
+            warm_up = len(replay) < args.learning_starts
             rollout, obs = collect(agent, envs, obs, args.num_steps, std, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))

@@ -231,7 +231,7 @@ def train(args):
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, by the current policy.
-            warm_up = run.step < args.learning_starts * WORKERS
+            warm_up = len(replay) < args.learning_starts
             rollout, obs = collect(agent, envs, obs, args.num_steps, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))

@@ -29,7 +29,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TESTS = {name: [f"test_{name}.py", "test_shared.py"] for name in ("vpg", "a2c", "trpo", "ppo", "dqn")}
-TESTS |= {name: [f"test_{name}.py", "test_continuous.py"] for name in ("ddpg", "sac")}
+RATES = "test_shared.py::test_adam_starts_with_the_learning_rates_that_help_names"
+TESTS |= {name: [f"test_{name}.py", "test_continuous.py", RATES] for name in ("ddpg", "sac")}
 TESTS |= {name: [f"test_{name}.py"] for name in ("bandit", "tabular", "rlhf")}
 OPTIONS = [*"-x -q -p no:cacheprovider -p no:faulthandler -m".split(), "not slow and not optional"]
 
