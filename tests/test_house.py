@@ -42,7 +42,7 @@ def test_what_two_scripts_share_is_the_same_text(one, other):
 
 def test_bandit_py_and_tabular_py_have_these_texts_in_common():
     ours, theirs = family.pieces(TEXTS["bandit"]), family.pieces(TEXTS["tabular"])
-    names = "InputError check mean_and_error make_agent parse results_folder write main"
+    names = "InputError check mean_and_error parse results_folder write main"
     assert [name for name in names.split() if ours[name] != theirs[name]] == []
 
 
@@ -111,7 +111,9 @@ def test_a_cell_is_the_mean_over_seeds_and_the_worst_seed():
     columns = {"script": "ppo", "env_id": "CartPole-v1", "variant": "", "steps": "100000"}
     rows = [columns | {"mean": mean, "worst_episode": worst} for mean, worst in (("500", "490"), ("470", "9"))]
     assert "| CartPole-v1 | 2 | - | - | - | 485 (470) | - | - | - | 100k |" in plot.table_of_results(rows)
-    assert "| CartPole-v1 | 475 | - | - | - | 485.0 (470.0; 9), 100k, 1 of 2 | - | - | - |" in plot.table_of_scores(rows)
+    assert "| CartPole-v1 | 475 | - | - | - | 485.0 (470.0; 9), 100k, 1 of 2 | - | - | - |" in plot.table_of_scores(
+        rows
+    )
 
 
 def test_speeds_are_medians_and_ratios_are_medians_of_the_ratios_of_a_round():

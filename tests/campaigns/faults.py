@@ -11,7 +11,6 @@ import io
 import itertools
 import os
 import pickle
-import pty
 import random
 import resource
 import signal
@@ -378,21 +377,3 @@ def test_a_file_that_is_not_a_whole_checkpoint_of_this_version_is_refused(tmp_pa
     for data, words in cases:
         Path("wrong.pt").write_bytes(data)
         assert words in refusal(name, "wrong.pt")
-
-
-# Weights & Biases
-
-
-@pytest.mark.parametrize("name", ["bandit", "tabular"])
-def test_without_an_api_key_nothing_waits_for_one_at_a_terminal(tmp_path, name):
-    """The tables are written all the same."""
-    flags = {"bandit": {"runs": 3, "steps": 10}, "tabular": {"runs": 2, "steps": 100}}[name]
-    argv = command("--track", **flags, script=f"{name}.py", run_dir="out")
-    terminal, end = pty.openpty()
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "TERM": "xterm"}
-    done = subprocess.run(argv, stdin=end, stdout=end, stderr=end, env=env, cwd=tmp_path, timeout=120)
-    text = os.read(terminal, 100_000).decode()
-    assert done.returncode == 0
-    assert "--track" in text and "Traceback" not in text
-    assert (tmp_path / "out/table.csv").exists()
