@@ -11,6 +11,7 @@ import contextlib
 import sys
 import types
 
+import gymnasium as gym
 import pytest
 
 from tests.helpers import ROOT
@@ -43,6 +44,16 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "smooth": "smoothing_is",
         "td_loss": "target_actors_action",
     },
+    "bandit": {
+        "GradientBandit.policy": "gradient_actions or step_of_the_gradient",
+        "UCB.get_action": "ucb_pulls",
+        "GradientBandit.observe": "step_of_the_gradient or expected_step",
+    },
+    "tabular": {
+        "q_values": "figure_4_1",
+        "value_iteration": "figure_4_3",
+        "q_learning": "one_step_methods and q-learning",
+    },
     "sac": {
         "soft_value": "a_state_is_soft",
         "temperature_loss": "alpha_rises",
@@ -64,7 +75,7 @@ def blank(text, function):
 @contextlib.contextmanager
 def in_place_of(script, path):
     """Whoever imports the script gets the module that the file at path defines."""
-    before = dict(sys.modules)
+    before, registered = dict(sys.modules), dict(gym.registry)
     module = sys.modules[script] = types.ModuleType(script)
     module.__file__ = str(ROOT / f"{script}.py")  # names the folders of runs
     try:
@@ -76,6 +87,7 @@ def in_place_of(script, path):
         for name in [x for x in sys.modules if x.startswith("tests.test_") or x == script]:
             del sys.modules[name]
         sys.modules.update(before)
+        gym.registry.update(registered)
 
 
 def check(script, which, path, *options, plugins=()):

@@ -5,12 +5,13 @@ python -m tests.pages   fill them from the scripts and from README.md
 A page is written by hand, but for line numbers in links such as [gae](../ppo.py#L110), the code under a heading that
 has such links, and what stands between one of these comments and <!-- end -->:
 
-    idea         the docstring, without the list of what is not in the paper
+    idea         the docstring, without the list of what is not in the paper; "up to TEXT" ends before TEXT
     departures   that list, with links; the comment has for each item: its first words | text in a line | its worth
     failures     the rows of "When it does not learn" that are about the script
 """
 
 import ast
+import functools
 import re
 import textwrap
 
@@ -29,34 +30,42 @@ bootstrapping | * ~terminated
 """  # of what is not in the papers, if the page does not say
 GROUPS = {"policy gradients": FAMILY}  # in the rows of "When it does not learn"
 
+parse = functools.cache(ast.parse)
+
 
 def definition(text, name):
     """(node, index of the first line of the body, of the line after it) of a function, class or method."""
-    node = ast.parse(text)
+    node = parse(text)
     for part in name.split("."):
-        node = next(x for x in node.body if getattr(x, "name", "") == part)
+        node = next((x for x in node.body if getattr(x, "name", "") == part), None)
+        if node is None:
+            raise LookupError(f"{name} is not in the script")
     documented = ast.get_docstring(node) is not None
     return node, node.body[0].end_lineno if documented else node.body[0].lineno - 1, node.end_lineno
 
 
 def docstring(text):
     """(idea, items of what is not in the paper, what is left out, shapes) of a script."""
-    head, tail = re.split(r"^Not (?:in|as in) the papers?:\n", ast.get_docstring(ast.parse(text)), flags=re.MULTILINE)
-    items, left_out, shapes = re.fullmatch(r"(.*?\n)(Left out.*?\n)?\n(Shapes: .*)", tail, re.DOTALL).groups()
+    pattern = r"(.*?)(?:\nNot in the papers?:\n(.*?)(Left out.*?)?)?(?:\n\n(Shapes: .*))?"
+    groups = re.fullmatch(pattern, ast.get_docstring(parse(text)), re.DOTALL).groups("")
+    head, items, left_out, shapes = (group.strip() for group in groups)
     items = [" ".join(item.split()) for item in re.split(r"^- ", items, flags=re.MULTILINE)[1:]]
-    return head, items, " ".join((left_out or "").split()), shapes
+    return head, items, " ".join(left_out.split()), shapes
 
 
-def idea(script, text, _):
+def idea(script, text, argument):
     head, _, _, shapes = docstring(text)
-    paragraphs = [*head.strip().split("\n\n"), shapes]
-    plain = [x if re.search(r"^( |- )", x, re.MULTILINE) else textwrap.fill(x, 120) for x in paragraphs]
-    return "\n\n".join(plain).splitlines()
+    head = head.split(argument.removeprefix("up to "))[0] if argument else head
+    paragraphs = f"{head.strip()}\n\n{shapes}".strip().split("\n\n")
+    paragraphs = [re.sub(r"(?<=\w-)\n(?=\w)", "", x) for x in paragraphs]
+    lists = [re.search(r"^( |- )", x, re.MULTILINE) for x in paragraphs]
+    filled = [x if listed else textwrap.fill(x, 120, break_on_hyphens=False) for x, listed in zip(paragraphs, lists)]
+    return "\n\n".join(filled).splitlines()
 
 
 def departures(script, text, argument):
     _, items, left_out, _ = docstring(text)
-    lines, after = text.splitlines(), ast.parse(text).body[0].end_lineno
+    lines, after = text.splitlines(), parse(text).body[0].end_lineno
     places = [place.split(" | ") for place in f"{argument}{PLACES}".strip().splitlines()]
     worths = any(worth for _, _, *worth in places)
     rows = ["| not in the paper | line |" + worths * " worth |", "|---|---|" + worths * "---|"]
@@ -103,7 +112,8 @@ def fill(script, page, text):
         return f"[{match[1]}](../{script}.py#L{definition(text, match[1])[0].lineno})"
 
     def block(match):
-        return match[1] + "\n\n".join(code(text, name) for name, *_ in LINKS.findall(match[1])) + "\n```\n"
+        names = [name for name, *_ in LINKS.findall(match[1].splitlines()[0])]
+        return match[1] + "\n\n".join(code(text, name) for name in names) + "\n```\n"
 
     return BLOCKS.sub(block, LINKS.sub(link, MARKS.sub(mark, page)))
 

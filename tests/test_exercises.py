@@ -16,6 +16,7 @@ class Outcomes(list):
             self.append(report.passed)
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
 @pytest.mark.parametrize(("script", "function"), ALL)
 def test_a_blank_fails_all_of_its_tests(tmp_path, script, function):
     path, outcomes, which = tmp_path / "copy.py", Outcomes(), exercise.EXERCISES[script][function]
@@ -24,6 +25,7 @@ def test_a_blank_fails_all_of_its_tests(tmp_path, script, function):
     assert set(outcomes) == {False}
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
 @pytest.mark.parametrize("script", exercise.EXERCISES)
 def test_the_script_passes_the_tests_of_all_its_exercises(script):
     which = " or ".join(exercise.EXERCISES[script].values())
