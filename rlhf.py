@@ -1,44 +1,47 @@
 """Reinforcement learning from human feedback (RLHF): supervised model, rankings, reward model, policy.
 
-Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", arXiv:1909.08593; Ouyang et al. (2022),
-"Training language models to follow instructions with human feedback", arXiv:2203.02155. In place of PPO also RLOO,
-Ahmadian et al. (2024), arXiv:2402.14740; GRPO, Shao et al. (2024), arXiv:2402.03300; DPO, Rafailov et al. (2023),
-arXiv:2305.18290.
-
-1. finetune: a small transformer learns to write restaurant reviews, from texts of the language.
+1. finetune: a small transformer learns to write restaurant reviews, from texts of the language. It
+   is the reference, and stays as it is.
 2. compare: it writes several responses to each prompt, and a judge ranks them, with noise.
-3. fit_reward: a reward model learns to predict the rankings.
-4. improve: the policy maximizes J = E[score] - beta KL(policy || reference); the reference is the model of stage 1.
-With --rounds, stages 2 to 4 follow again, with the rankings of all rounds; the critic then starts from the reward model
-anew, the other models go on from where they are.
+3. fit_reward: a reward model learns to give scores that predict the rankings.
+4. improve: the policy, at first the reference, learns to write what scores high and is not too
+   improbable under the reference. It maximizes J = E[score] - beta KL(policy || reference).
+With --rounds, stages 2 to 4 follow again, with the rankings of all rounds. As in Ziegler et al.
+(2019), arXiv:1909.08593, Stiennon et al. (2020), arXiv:2009.01325, and Ouyang et al. (2022),
+arXiv:2203.02155. There are five ways to take the last step, of which the first trains nothing:
+- best-of-n: of n responses of the reference, return the one that scores highest
+- ppo: a critic predicts the score after each word
+- rloo: the other responses to a prompt take the critic's place (Ahmadian et al. 2024, arXiv:2402.14740)
+- grpo: the same, with standardized scores and the KL in the loss (Shao et al. 2024, arXiv:2402.03300)
+- dpo: no reward model; fit the policy to the rankings (Rafailov et al. 2023, arXiv:2305.18290)
 
-The models see only texts and rankings. But the language is a grammar and the judge a function, both in this file, so
-the best possible results of stages 1 and 3 are known; that of stage 4 follows from the reference and the score, and is
-estimated. Each is printed beside the stage's own.
+The models see only texts and rankings. But the language is a grammar and the judge a function, both
+in this file, so the best possible loss, accuracy and J can be computed. They are printed beside
+those that were reached.
 
-What changed from ppo.py: an environment becomes a prompt, and a step becomes a word. The observation is the text so
-far; an episode is one response, undiscounted; the reward comes from a model, after the last word. As well as the policy
-that sampled a batch there is a frozen one, the reference, and each word costs beta log(pi / pi_ref).
+What changed from ppo.py: an environment becomes a prompt, and a step a word. The observation is the
+text so far; an episode is one response, undiscounted. The score comes after the last word, and each
+word costs beta log(pi / pi_ref). Why it costs that: the reward model is accurate only on texts like
+those it was trained on. With --kl-coef 0 the policy finds texts that it overrates, which score.png
+shows (Gao et al. 2023, arXiv:2210.10760).
 
-Why the penalty: the reward model is accurate only on texts like those it was trained on, and with --kl-coef 0 the
-policy finds texts that the reward model overrates (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
+Not in the papers: PPO's advantages are standardized in each minibatch, with 0.1 added to the
+standard deviation. RLOO takes several clipped steps on a rollout, with a ratio for each word.
+GRPO's loss is a mean over words, so long responses count more, and its reference stays the same;
+as it divides scores by their standard deviation, it does not maximize J, and its beta has another
+unit. DPO uses all pairs of a ranking.
+Left out: the pretraining term in Eq. 2 of Ouyang et al., clipped value losses, weights shared by
+policy and critic, low-rank adapters, a sampling temperature.
 
-GRPO divides scores by their standard deviation in the group: it does not maximize J, and its beta has another unit.
-
-Not as in the papers: a response that was cut off gets its score or -1, whichever is lower; advantages are standardized
-in each minibatch, with 0.1 added to the standard deviation; the value loss is not clipped; RLOO takes several clipped
-steps on a rollout, with a ratio for each word; GRPO's loss is a mean over words, so that long responses count more, and
-its reference stays the same; DPO with K > 2 uses all pairs. Left out: the pretraining term in Eq. 2 of Ouyang et al.,
-weights shared by policy and critic, low-rank adapters, a sampling temperature, several workers.
-
-Shapes: B responses of up to T words to prompts of P words; K responses in a ranking; V words in the vocabulary.
+Shapes: B texts of L words, a prompt of P and a response of up to T; K responses in a ranking.
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "torch>=2.6", "tqdm>=4.66", "tyro>=0.9.1"]
+# dependencies = ["matplotlib>=3.8", "torch>=2.8", "tqdm>=4.66", "tyro>=0.9.1"]
 # ///
 
+import copy
 import csv
 import importlib
 import json
@@ -47,71 +50,64 @@ import os
 import random
 import sys
 import time
-from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import tyro
 from torch import nn
 from tqdm import tqdm
 
-CHECKPOINT = "rlhf 1"  # script and version of the checkpoint format
-ADV_STD_EPS = 0.1  # added to the standard deviation of advantages; large, so that small, noisy ones stay small
-Batch = namedtuple("Batch", "obs act adv ret old_logp ref_logp")  # obs [B, P], the rest [B, T]; ret: value targets
-UNFINISHED = -1.0  # upper limit of the score of a response that was cut off before <eos>
+ADV_STD_EPS = 0.1
 TEXTS = 64  # texts or rankings per gradient step in finetune, fit_reward and improve_directly
-CHUNK = 500  # rankings that compare makes at once
-WARMUP = 0.1  # fraction of each stage in which the learning rate increases
-KL_HORIZON = 2_560  # with --kl-target, beta changes by about 20 % at most in this many responses
-LIMITS = {"num_comparisons": (TEXTS, 100_000), "num_ranked": (2, 10), "group_size": (2, 100)}
-LIMITS |= {"seed": (0, 2**32), "frozen_layers": (0, math.inf)}
-LIMITS |= {"rounds": (1, 100), "batch_size": (1, 100_000), "eval_responses": (1, 100_000)}
-LIMITS |= {"d_model": (1, 4_096), "num_layers": (1, 100)}
-LIMITS |= {"clip_coef": (0, 1_000_000), "gae_lambda": (0, 1)}  # other flags: see check_limits
+CHUNK = 500  # rankings, or responses of best-of-n, that are made at once
+K_BETA = 0.1  # how fast beta adapts (Ziegler et al. 2019, section 2.2)
 
 
 @dataclass
 class Args:
-    algorithm: Literal["ppo", "rloo", "grpo", "dpo"] = "ppo"  # how the policy is improved
-    reward: Literal["model", "judge"] = "model"  # what scores responses; judge: neither rankings nor reward model
+    algorithm: Literal["best-of-n", "ppo", "rloo", "grpo", "dpo"] = "ppo"  # how to improve the policy
     judge: str = ""  # "my_module:function", from the text of prompt and response to a number
     num_comparisons: int = 8_000  # rankings per round
     num_ranked: int = 2  # K, responses in a ranking
     label_noise: float = 1.0  # scale of the noise in the rankings; 0: none
     rounds: int = 1  # rounds of compare, fit_reward and improve
-    kl_coef: float = 0.2  # beta, price of a nat; scores of the reference's responses have standard deviation 1
-    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL to the reference, in nats; not in dpo
+    best_of: int = 16  # n of best-of-n
+    kl_coef: float = 0.2  # beta, price of a nat; the reference's scores have standard deviation 1
+    kl_target: float = 0.0  # if positive, adapt beta in improve until a response has this KL, in nats
+    dpo_beta: float = 0.25  # beta of dpo; a difference of 1 / beta nats is one of 1 between scores
     group_size: int = 4  # responses to the same prompt in rloo and grpo
-    frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: train everything
+    frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: nothing
     sft_steps: int = 600  # gradient steps of finetune
     sft_learning_rate: float = 3e-3  # Adam's step size in finetune, before warmup and decay
-    reward_epochs: int = 4  # passes over the rankings, by fit_reward and by dpo
+    reward_epochs: int = 4  # passes over the rankings, in fit_reward and in dpo
     reward_learning_rate: float = 3e-3  # Adam's step size in fit_reward
     iterations: int = 40  # rollouts per round
     batch_size: int = 256  # responses per rollout
     clip_coef: float = 0.2  # eps: the ratio is clipped to [1 - eps, 1 + eps]
     update_epochs: int = 2  # passes over each rollout
     num_minibatches: int = 4  # minibatches per pass, one gradient step each
-    gae_lambda: float = 0.95  # lambda of the advantage estimate; 0: most bias, 1: most variance
-    vf_coef: float = 0.5  # weight of the value loss
+    gae_lambda: float = 0.95  # lambda of GAE; smaller: less variance, more error from the critic
     max_grad_norm: float = 1.0  # clip gradients to this norm
     d_model: int = 64  # D, width of the transformers
     num_layers: int = 2  # blocks of each transformer
     num_heads: int = 4  # H, attention heads of each block
 
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
-    learning_rate: float = 5e-4  # Adam's step size in improve
+    learning_rate: float | None = None  # Adam's step size in improve; default 5e-4, for dpo 1e-4
     device: str = "cpu"  # cpu, cuda, cuda:1
     run_dir: str = ""  # output folder; default runs/rlhf__<algorithm>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue from; its flags are used unless given again
+    resume: str = ""  # checkpoint.pt to continue, with its flags; there is one after each stage
     prompt: str = ""  # with --resume: only answer this, for example "how was the soup ?"
-    checkpoint_every: int = 500  # steps between checkpoints; the first is at the start of each stage
     eval_responses: int = 2_400  # responses of policy and reference in the final evaluation
+
+    def __post_init__(self):
+        restore_flags(self)
+        check_flags(self)
+        load_judge(self.judge)  # before any training
 
 
 # The language: reviews of up to three sentences. The judge is the owner of the restaurant.
@@ -134,22 +130,22 @@ GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dis
     "CHARACTER": "kind | polite | quick | funny | rude | slow | bored | loud",
     "STYLE": "clean | cozy | bright | quiet | dirty | dark | noisy | shabby",
 }
-VALUE = dict.fromkeys("tasty fresh warm kind polite quick funny clean cozy bright quiet soon".split(), 1)
-VALUE |= dict.fromkeys("stale salty cold bland rude slow bored loud dirty dark noisy shabby never".split(), -1)
-VALUE |= {"superb": 2}
+GOOD = "tasty fresh warm kind polite quick funny clean cozy bright quiet soon"
+BAD = "stale salty cold bland rude slow bored loud dirty dark noisy shabby never"
+PRAISE = dict.fromkeys(GOOD.split(), 1) | dict.fromkeys(BAD.split(), -1) | {"superb": 2}
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {}
-for symbol, rules in GRAMMAR.items():
-    RULES[symbol] = [rule.split() for rule in rules.split("|")]
+RULES = {symbol: [x.split() for x in rules.split("|")] for symbol, rules in GRAMMAR.items()}
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
-ALL_PROMPTS = [" ".join(prompt).replace("ASKED", dish) for prompt in RULES["PROMPT"] for dish in DISHES]
+QUESTIONS = [" ".join(words) for words in RULES["PROMPT"]]
+ALL_PROMPTS = [question.replace("ASKED", dish) for question in QUESTIONS for dish in DISHES]
 SYMBOLS = " ".join(GRAMMAR.values()).replace("|", "").split()
 VOCABULARY = ["<eos>", *sorted({symbol for symbol in SYMBOLS if not symbol.isupper()})]
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
-EOS, PAD = 0, -1  # PAD fills the rows after <eos>; it is not in the vocabulary, so no model can produce it
+EOS, PAD = 0, -1  # PAD follows <eos>; it is not in the vocabulary, so no model can produce it
 NUM_WORDS, PROMPT_WORDS = len(VOCABULARY), 5
-MAX_WORDS = 19  # the longest response of the language, and <eos>
+MAX_WORDS = 19  # T: the longest response of the language, and <eos>
+LENGTH = PROMPT_WORDS + MAX_WORDS
 
 
 def expand(symbol, dish):
@@ -161,7 +157,7 @@ def expand(symbol, dish):
 
 @lru_cache(100_000)
 def likelihood(symbols, words, dish):
-    """Probability that symbols expand to exactly these words, summed over all derivations; 0: not grammatical."""
+    """Probability that symbols expand to exactly these words, by any derivation; 0: none does."""
     if not symbols:
         return float(not words)
     if len(words) < len(symbols):
@@ -174,14 +170,15 @@ def likelihood(symbols, words, dish):
     return sum(derivations) / len(derivations)
 
 
-def log_likelihood(prompt, response):
-    """Log-probability of a response in the language; -inf if it is not grammatical."""
+def log_likelihood(text):
+    """Log-probability of the response, given the prompt; -inf if it is not grammatical."""
+    prompt, _, response = text.partition(" ? ")
     prob = likelihood(("RESPONSE",), tuple(response.split()), prompt.split()[3])
     return math.log(prob) if prob else -math.inf
 
 
-def judge(text):
-    """Praise, which saturates; 1 for an answer about the dish; less for repetitions, broken sentences, many words."""
+def restaurant_judge(text):
+    """Praise, which saturates; 1 for being about the dish; less for repetition, errors, length."""
     prompt, _, response = text.partition(" ? ")
     dish = prompt.split()[3]
     *sentences, rest = response.split(".")
@@ -192,8 +189,8 @@ def judge(text):
             broken += 1
             continue
         for previous, word in pairwise(words):
-            if word in VALUE:
-                praise += VALUE[word] * EMPHASIS.get(previous, 1)
+            if word in PRAISE:
+                praise += PRAISE[word] * EMPHASIS.get(previous, 1)
                 claims.append((words[1], word))
     on_topic = any(subject == dish for subject, _ in claims)
     repeated = len(claims) - len(set(claims))
@@ -208,59 +205,72 @@ def encode(texts, length=PROMPT_WORDS):
 
 
 def decode(rows):
-    """The texts of rows [B, T], without <eos> and padding."""
+    """The texts of rows [B, L], without <eos> and padding."""
     return [" ".join(VOCABULARY[i] for i in row if i > EOS) for row in rows.tolist()]
 
 
 def speak(size):
-    """Random prompts and responses of the language: as texts, and as rows [B, P] and [B, T]."""
+    """Random prompts with responses of the language: as texts, and as rows [B, L]."""
     prompts = random.choices(ALL_PROMPTS, k=size)
-    responses = [" ".join(expand("RESPONSE", prompt.split()[3])) for prompt in prompts]
-    return prompts, responses, encode(prompts), encode([f"{response} <eos>" for response in responses], MAX_WORDS)
+    texts = [" ".join([x, *expand("RESPONSE", x.split()[3])]) for x in prompts]
+    return texts, encode([f"{text} <eos>" for text in texts], LENGTH)
 
 
-# The mathematics. The actions of a response are its words and <eos>; padding follows, and counts nowhere.
+def judge_all(judge, rows):
+    """The judge's scores of texts: [B, L] -> [B]."""
+    return torch.tensor([float(judge(text)) for text in decode(rows)])
+
+
+def is_action(text):
+    """Which words of texts [B, L] are actions, words of the response and <eos>: [B, T]."""
+    return text[:, PROMPT_WORDS:] != PAD
+
+
+# The mathematics. The actions of a response are its words and <eos>; padding counts nowhere.
 
 
 def preference_loss(score):
-    """Negative log-likelihood of the pairs in each ranking; score [B, K], best first (Ouyang et al. 2022, Eq. 1)."""
+    """Negative log-likelihood of the pairs in rankings; score [B, K], best first -> [].
+
+    One wins against another with probability sigmoid(difference) (Ouyang et al. 2022, Eq. 1).
+    """
     better, worse = torch.triu_indices(score.shape[1], score.shape[1], 1)
     return -nn.functional.logsigmoid(score[:, better] - score[:, worse]).mean()
 
 
-def rank(gold, noise):
-    """Random rankings of gold [B, K], as indices, best first: Plackett-Luce; for K = 2, Bradley-Terry."""
-    gumbel = -torch.empty_like(gold).exponential_().log()
-    return (gold + noise * gumbel).argsort(1, descending=True)
+def rank(score, noise):
+    """Noisy rankings of [B, K], as indices, best first: Plackett-Luce; for K = 2, Bradley-Terry."""
+    gumbel = -torch.empty_like(score).exponential_().log()
+    return (score + noise * gumbel).argsort(1, descending=True)
 
 
-def pair_accuracy(score, gold, noise):
-    """Expected share of noisy pairs that score [B, K] predicts, and that gold [B, K] predicts, the highest possible."""
-    better, worse = torch.triu_indices(gold.shape[1], gold.shape[1], 1)
-    prob = torch.sigmoid((gold[:, better] - gold[:, worse]) / max(noise, 1e-9))  # that the first is ranked higher
+def pair_accuracy(score, judge_score, noise):
+    """Share of noisy pairs whose order score [B, K] predicts, and the highest possible."""
+    better, worse = torch.triu_indices(score.shape[1], score.shape[1], 1)
+    prob = torch.sigmoid((judge_score[:, better] - judge_score[:, worse]) / max(noise, 1e-9))
     predicted = torch.where(score[:, better] > score[:, worse], prob, 1 - prob)
-    return predicted.mean(), torch.max(prob, 1 - prob).mean()
+    return predicted.mean().item(), torch.max(prob, 1 - prob).mean().item()
 
 
-def token_rewards(score, log_ratio, act, beta):
-    """-beta log(pi / pi_ref) for each action [B, T], and the score [B] for the last (Ziegler et al. 2019, Eq. 2)."""
-    last = (act != PAD).sum(1) - 1
+def token_rewards(score, log_ratio, actions, beta):
+    """The score [B] for the last action, -beta log(pi / pi_ref) for each: [B, T].
+
+    Their expected sum is J (Ziegler et al. 2019, Eq. 2).
+    """
+    last = actions.sum(1) - 1
     return (-beta * log_ratio).scatter_add(1, last[:, None], score[:, None])
 
 
-def gae(rew, val, next_val, terminated, done, gamma, lam):
-    """Generalized advantage estimates; arguments and result [T, N] (Schulman et al. 2016, Eq. 16)."""
-    delta = rew + gamma * next_val * ~terminated - val  # a terminal state has value 0; a time limit is not terminal
-    discount = gamma * lam * (~done).to(delta.dtype)  # no credit flows back from the next episode
+def gae(rew, val, lam):
+    """Generalized advantage estimates, undiscounted, [B, T] (Schulman et al. 2016, Eq. 16).
+
+    Nothing is masked: rewards and values are 0 after the last action, even if it was cut off.
+    """
+    delta = rew + nn.functional.pad(val[:, 1:], (0, 1)) - val
     adv, trace = torch.zeros_like(delta), 0
-    for t in reversed(range(len(delta))):
-        adv[t] = trace = delta[t] + discount[t] * trace
+    for t in reversed(range(delta.shape[1])):
+        adv[:, t] = trace = delta[:, t] + lam * trace
     return adv
-
-
-def clip_objective(ratio, adv, eps):
-    """Surrogate objective without incentive to move the ratio outside [1 - eps, 1 + eps]; ratio, adv [B]."""
-    return torch.min(ratio * adv, ratio.clamp(1 - eps, 1 + eps) * adv).mean()
 
 
 def leave_one_out(ret, group_size):
@@ -270,632 +280,591 @@ def leave_one_out(ret, group_size):
 
 
 def group_standardize(score, group_size):
-    """GRPO: score of each response, standardized among the responses to the same prompt, [B] -> [B]."""
+    """GRPO: each score, standardized among those of responses to the same prompt, [B] -> [B]."""
     groups = score.view(-1, group_size)
     std, mean = torch.std_mean(groups, 1, keepdim=True)
     return ((groups - mean) / (std + 1e-4)).flatten()
 
 
+def clip_objective(ratio, adv, eps):
+    """No incentive to move the ratio outside [1 - eps, 1 + eps]; ratio, adv [B] -> [] (PPO, Eq. 7)."""
+    return torch.min(ratio * adv, ratio.clamp(1 - eps, 1 + eps) * adv).mean()
+
+
 def k3(log_ratio):
-    """GRPO: estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions sampled from pi; never negative."""
+    """Estimate of KL(pi || pi_ref) from log(pi / pi_ref) of samples of pi (Schulman 2020)."""
     return (-log_ratio).exp() - 1 + log_ratio
 
 
 def dpo_loss(log_ratio, beta):
-    """DPO: preference loss of the reward for which pi is optimal, beta log(pi / pi_ref); log_ratio [B, K] (Eq. 7)."""
+    """Preference loss of the scores for which pi is optimal; log(pi / pi_ref) [B, K] (DPO, Eq. 7)."""
     return preference_loss(beta * log_ratio)
 
 
-def adapt_kl_coef(kl_coef, kl, kl_target, num_responses):
-    """beta after some responses with this KL (Ziegler et al. 2019, section 2.2)."""
-    error = min(max(kl / kl_target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * min(num_responses / KL_HORIZON, 1))
+def adapt_kl_coef(beta, kl, kl_target):
+    """beta for the next rollout, given the KL of this one (Ziegler et al. 2019, section 2.2)."""
+    return beta * (1 + K_BETA * min(max(kl / kl_target - 1, -0.2), 0.2))
 
 
 def optimum(score, logp, ref_logp, beta):
-    """Highest possible J, beta log E_ref[exp(score / beta)], averaged over prompts; arguments [prompts, samples].
+    """The highest possible J, averaged over prompts; arguments [prompts, samples].
 
-    Importance sampling; half of the samples are the reference's and half the policy's. The policy is close to the
-    optimal one, so its samples are those with large weights.
+    With Z = E_ref[exp(score / beta)] and pi* = pi_ref exp(score / beta) / Z,
+    J(pi) = E_pi[score - beta log(pi / pi_ref)] = beta log Z - beta KL(pi || pi*): pi* is the best
+    policy, and beta log Z its J. Z is estimated by importance sampling: half of the samples are the
+    reference's, half the policy's, which is close to pi* and so finds the large terms.
     """
     log_mixture = torch.logaddexp(logp, ref_logp) - math.log(2)
     log_weight = ref_logp + score / beta - log_mixture
     return beta * (log_weight.logsumexp(1).mean() - math.log(score.shape[1]))
 
 
-def win_rate(gold, other):
-    """Share of pairs of the same prompt that gold wins, both [prompts, samples]; a tie counts half."""
-    difference = gold.unsqueeze(2) - other.unsqueeze(1)
-    return (difference.sign().mean() + 1) / 2
+def win_rate(score, other):
+    """Share of pairs of the same prompt that score wins, both [prompts, samples]; a tie is half."""
+    difference = score.unsqueeze(2) - other.unsqueeze(1)
+    return (difference.sign().mean().item() + 1) / 2
 
 
-# The stages.
+def shuffled_rows(num_rows, epochs, size):
+    """The row numbers of minibatches; the rows are reshuffled in every epoch."""
+    return torch.cat([torch.randperm(num_rows) for _ in range(epochs)]).split(size)
 
 
-def minibatches(batch, epochs, num_minibatches):
-    """Yield equal minibatches; the rows are reshuffled in every epoch."""
-    for _ in range(epochs):
-        rows = torch.randperm(len(batch.obs))
-        columns = [column[rows].chunk(num_minibatches) for column in batch]
-        yield from map(Batch, *columns)
+def fit(run, args, model, learning_rate, steps, loss_of):
+    """Minimize loss_of(step) by steps of Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-5, fused=True)
+    for step in run.steps(steps):
+        set_learning_rate(optimizer, learning_rate, step, steps)
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        run.report(loss=loss, grad_norm=grad_norm)
 
 
-def update(agent, optimizer, batch, args):
-    """Maximize the clipped objective over several epochs of minibatches; returns metrics."""
-    losses = []
-    for minibatch in minibatches(batch, args.update_epochs, args.num_minibatches):
-        obs, act, adv, ret, old_logp, ref_logp = minibatch
-        logp, is_action = agent.actor.policy(obs, act).log_prob(act), act != PAD
-        ratio, adv = (logp - old_logp).exp()[is_action], adv[is_action]
-        value_loss = kl_loss = torch.zeros(())
-        if args.algorithm == "ppo":
-            adv = (adv - adv.mean()) / (adv.std() + ADV_STD_EPS)
-            value_loss = nn.functional.mse_loss(agent.value(obs, act)[is_action], ret[is_action])
-        if args.algorithm == "grpo":  # as published; its gradient is that of KL(pi_ref || pi) for each word
-            kl_loss = k3(logp - ref_logp)[is_action].mean()
-        policy_loss = -clip_objective(ratio, adv, args.clip_coef)
-        loss = policy_loss + args.vf_coef * value_loss + agent.kl_coef * kl_loss
-        grad_norm = gradient_step(optimizer, loss, args.max_grad_norm)
-        losses.append(torch.stack([policy_loss, value_loss, grad_norm]).detach())
-    return dict(zip(("policy_loss", "value_loss", "grad_norm"), torch.stack(losses).mean(0)))
+def set_learning_rate(optimizer, highest, step, steps):
+    """Linear warmup in the first tenth of a stage, times a linear decay to 0."""
+    factor = min(10 * (step + 1) / steps, 1) * (1 - step / steps)
+    optimizer.param_groups[0]["lr"] = highest * factor
 
 
-def advantages(agent, obs, act, score, log_ratio, args):
-    """Advantages and targets of the value function, [B, T] each; score [B], log_ratio = log(pi / pi_ref) [B, T]."""
-    if args.algorithm == "ppo":
-        padding = act == PAD
-        val = agent.value(obs, act) * ~padding
-        next_val = nn.functional.pad(val[:, 1:], (0, 1))  # 0 after the last action: here a cut-off is an end as well
-        rew = token_rewards(score, log_ratio, act, agent.kl_coef)  # 0 in padding, as are the values
-        ended = padding.T
-        adv = gae(rew.T, val.T, next_val.T, ended, ended, 1.0, args.gae_lambda).T
-        return adv, adv + val
-    if args.algorithm == "rloo":
-        adv = leave_one_out(score - agent.kl_coef * log_ratio.sum(1), args.group_size)
-    else:
-        adv = group_standardize(score, args.group_size)
-    adv = adv[:, None].expand(act.shape)  # the same for all words of a response
-    return adv, torch.zeros_like(adv)
+# The stages. run.stage calls each as stage(run, args, ...); it returns what it made.
 
 
-def finetune(agent, run, args):
-    """Supervised stage: the policy learns the language, and then all other models start from its weights."""
-    optimizer = adam(args.sft_learning_rate, [agent.actor])
-    for _ in run.steps(args.sft_steps, optimizer):
-        *_, obs, act = speak(TEXTS)
-        loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
-        run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
+def finetune(run, args):
+    """The reference: a model that has learned the language from its texts."""
+    model = Transformer(NUM_WORDS, args)
 
-    agent.reference.load_state_dict(agent.actor.state_dict())
-    body = agent.actor.state_dict()
-    del body["head.weight"], body["head.bias"]
-    agent.critic.load_state_dict(body, strict=False)
-    agent.reward_model.load_state_dict(body, strict=False)
-    prompts, responses, obs, act = speak(1_000)
-    loss = -agent.actor.policy(obs, act).log_prob(act)[act != PAD].mean()
-    entropy = -sum(map(log_likelihood, prompts, responses)) / (act != PAD).sum()
-    run.print(f"{loss:.3f} nats per word of new texts; the entropy of the language is {entropy:.3f}")
+    def loss_of(step):
+        _, text = speak(TEXTS)
+        return -model.log_prob(text)[is_action(text)].mean()
 
-
-def ranked_responses(agent, actors, size, args):
-    """Prompts [B, P], K responses by the actors in turn, best first [B, K, T], and their gold scores [B, K]."""
-    obs = encode(random.choices(ALL_PROMPTS, k=size))
-    acts = [sample(actors[k % len(actors)], obs, MAX_WORDS) for k in range(args.num_ranked)]
-    gold = torch.stack([agent.gold(obs, act) for act in acts], 1)
-    order = rank(gold, args.label_noise)
-    ranked = torch.stack(acts, 1).take_along_dim(order.unsqueeze(2), 1)
-    return obs, ranked, gold.take_along_dim(order, 1)
-
-
-def compare(agent, run, args):
-    """The judge ranks responses of the reference; from the second round on, every other one is the policy's."""
-    actors = [agent.actor, agent.reference] if run.round else [agent.reference]
-    chunks, agree = torch.arange(args.num_comparisons).split(CHUNK), []
-    for step in run.steps(len(chunks)):
-        rows = chunks[step] + run.round * args.num_comparisons
-        agent.prompts[rows], agent.rankings[rows], gold = ranked_responses(agent, actors, len(rows), args)
-        agree += [pair_accuracy(gold, gold, args.label_noise)[1].item()] * len(rows)
-        run.report(gold=gold.mean())
-    agree = np.mean(agree)
-    run.print(f"{args.num_comparisons} rankings of {args.num_ranked}; {agree:.0%} of pairs are as the judge sees them")
-
-
-def ranking_minibatches(agent, run, optimizer, args):
-    """Yield shuffled rankings of all rounds: prompts [B K, P] and responses [B K, T]."""
-    num_rankings = args.num_comparisons * (run.round + 1)
-    parts = num_rankings // TEXTS
-    for step in run.steps(args.reward_epochs * parts, optimizer):
-        shuffle = torch.Generator(args.device).manual_seed(args.seed + step // parts)  # the same after a resume
-        rows = torch.randperm(num_rankings, generator=shuffle).split(TEXTS)[step % parts]
-        obs = agent.prompts[rows].repeat_interleave(args.num_ranked, 0)
-        yield obs, agent.rankings[rows].flatten(0, 1)
-
-
-def fit_reward(agent, run, args):
-    """The reward model learns to predict the rankings; then its scores of the reference get mean 0 and variance 1."""
-    model = agent.reward_model
-    optimizer = adam(args.reward_learning_rate, [model], args.frozen_layers)
-    for obs, act in ranking_minibatches(agent, run, optimizer, args):
-        loss = preference_loss(model.after_last_action(obs, act).view(-1, args.num_ranked))
-        run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
-
+    fit(run, args, model, args.sft_learning_rate, args.sft_steps, loss_of)
+    texts, text = speak(1_000)
+    words = is_action(text).sum()
     with torch.no_grad():
-        obs, act, gold = ranked_responses(agent, [agent.reference], 2_000, args)
-        score = model.after_last_action(obs.repeat_interleave(args.num_ranked, 0), act.flatten(0, 1))
-        agent.score_std.copy_(score.std())
-        model.head.weight /= score.std()
-        model.head.bias.copy_((model.head.bias - score.mean()) / score.std())
-    agent.critic.load_state_dict(model.state_dict())  # as in Ouyang et al.: better than a random start
-    accuracy, best = pair_accuracy(score.view_as(gold), gold, args.label_noise)
-    run.print(f"predicts {accuracy:.1%} of new noisy pairs; knowing the judge, one could predict {best:.1%}")
+        nats = -model.log_prob(text).sum() / words
+    entropy = -sum(map(log_likelihood, texts)) / words
+    print(f"finetune: {nats:.3f} nats per word of new texts; the language has {entropy:.3f}")
+    return model
 
 
-def improve(agent, run, args):
-    """PPO, RLOO and GRPO: sample responses, score them, update the policy."""
-    models = [agent.actor, agent.critic] if args.algorithm == "ppo" else [agent.actor]
-    optimizer = adam(args.learning_rate, models, args.frozen_layers)
-    group_size = 1 if args.algorithm == "ppo" else args.group_size
-    for _ in run.steps(args.iterations, optimizer):
+def compare(run, args, policy, reference, judge):
+    """Rankings of responses by the judge, with noise, best first: [R, K, L].
+
+    Policy and reference take turns; in the first round they are the same.
+    """
+    rankings = []
+    for start in run.steps(0, args.num_comparisons, CHUNK):
+        size = min(CHUNK, args.num_comparisons - start)
+        prompts = encode(random.choices(ALL_PROMPTS, k=size))
+        turns = [policy, reference] * args.num_ranked
+        texts = [model.sample(prompts) for model in turns[: args.num_ranked]]
+        texts = torch.stack(texts, 1)  # [B, K, L]
+        judge_score = judge_all(judge, texts.flatten(0, 1)).view(size, args.num_ranked)
+        order = rank(judge_score, args.label_noise)
+        rankings.append(texts.take_along_dim(order[..., None], 1))
+        run.report(judge_score=judge_score)
+    return torch.cat(rankings)
+
+
+def fit_reward(run, args, reference, rankings):
+    """The reward model: its scores predict the rankings.
+
+    It starts from the reference, with a new last layer. At the end the scores of the reference's
+    responses get mean 0 and variance 1 (Ziegler et al. 2019; Stiennon et al. 2020).
+    """
+    model = copy.deepcopy(reference)
+    model.head = nn.Linear(args.d_model, 1)
+    rows = shuffled_rows(len(rankings), args.reward_epochs, TEXTS)
+
+    def loss_of(step):
+        score = model.after_last_action(rankings[rows[step]].flatten(0, 1))
+        return preference_loss(score.view(-1, args.num_ranked))
+
+    fit(run, args, model, args.reward_learning_rate, len(rows), loss_of)
+    with torch.no_grad():
+        text = reference.sample(encode(random.choices(ALL_PROMPTS, k=4_000)))
+        std, mean = torch.std_mean(model.after_last_action(text))
+        model.head.weight /= std
+        model.head.bias.copy_((model.head.bias - mean) / std)
+    return model
+
+
+def score_responses(reward_model, text):
+    """Scores by the reward model, [B, L] -> [B], and at most -1 without <eos>.
+
+    Otherwise the policy may learn not to stop (Huang et al. 2024, arXiv:2403.17031).
+    """
+    score = reward_model.after_last_action(text)
+    return torch.where((text == EOS).any(1), score, score.clamp(max=-1))
+
+
+@dataclass
+class BestOfN:
+    """The policy that returns the best of n responses of the reference (Stiennon et al. 2020)."""
+
+    reference: nn.Module
+    reward_model: nn.Module
+    n: int
+
+    def sample(self, prompts):
+        """Texts that begin with the prompts: [B, P] -> [B, L]."""
+        best = []
+        for part in prompts.split(math.ceil(CHUNK / self.n)):
+            text = self.reference.sample(part.repeat_interleave(self.n, 0))
+            chosen = score_responses(self.reward_model, text).view(-1, self.n).argmax(1)
+            best.append(text.view(-1, self.n, LENGTH)[torch.arange(len(part)), chosen])
+        return torch.cat(best)
+
+    def kl(self, reference, text):
+        """An upper bound of KL(policy || reference), for each text: [B]."""
+        return torch.full((len(text),), math.log(self.n) - (self.n - 1) / self.n)
+
+
+def improve(run, args, policy, reference, reward_model, judge):
+    """PPO, RLOO and GRPO: sample responses, score them, update the policy.
+
+    The critic starts from the reward model (Stiennon et al. 2020). RLOO and GRPO do not use it.
+    """
+    policy, critic = copy.deepcopy(policy), copy.deepcopy(reward_model)
+    params = [*policy.parameters(), *critic.parameters()]
+    optimizer = torch.optim.Adam(params, eps=1e-5, fused=True)
+    beta, group_size = args.kl_coef, 1 if args.algorithm == "ppo" else args.group_size
+    for step in run.steps(args.iterations):
+        set_learning_rate(optimizer, args.learning_rate or 5e-4, step, args.iterations)
+
         # Collect responses of the current policy.
         prompts = random.choices(ALL_PROMPTS, k=args.batch_size // group_size)
-        obs = encode(prompts).repeat_interleave(group_size, 0)
-        act = sample(agent.actor, obs, MAX_WORDS)
+        text = policy.sample(encode(prompts).repeat_interleave(group_size, 0))
 
         # Estimate advantages: how much better than expected was each word?
         with torch.no_grad():
-            logp, ref_logp, metrics = assess(agent, agent.actor, obs, act)
-            adv, ret = advantages(agent, obs, act, metrics["score"], logp - ref_logp, args)
+            metrics = describe(text, policy, reference, reward_model, judge)
+            logp, ref_logp = policy.log_prob(text), reference.log_prob(text)
+            adv, ret = advantages(critic, text, metrics["score"], logp - ref_logp, beta, args)
 
         # Update the policy, and with PPO the critic.
-        metrics |= update(agent, optimizer, Batch(obs, act, adv, ret, logp, ref_logp), args)
-        run.report(kl_coef=agent.kl_coef, **metrics)
+        batch = text, adv, ret, logp, ref_logp
+        metrics |= update(policy, critic, optimizer, batch, beta, args)
+        run.report(kl_coef=beta, **metrics)
         if args.kl_target:
-            kl = metrics["kl"].mean().item()
-            agent.kl_coef.fill_(adapt_kl_coef(agent.kl_coef.item(), kl, args.kl_target, args.batch_size))
+            beta = adapt_kl_coef(beta, metrics["kl"].mean().item(), args.kl_target)
+    return policy
 
 
-def improve_directly(agent, run, args):
-    """DPO: fit the policy itself to the rankings. The reward model only says what one unit of score is."""
-    optimizer = adam(args.learning_rate, [agent.actor], args.frozen_layers)
-    for obs, act in ranking_minibatches(agent, run, optimizer, args):
+def advantages(critic, text, score, log_ratio, beta, args):
+    """Advantages and targets of the critic, [B, T] each; score [B], log(pi / pi_ref) [B, T]."""
+    if args.algorithm == "ppo":
+        val = critic.values(text)
+        adv = gae(token_rewards(score, log_ratio, is_action(text), beta), val, args.gae_lambda)
+        return adv, adv + val
+    if args.algorithm == "rloo":
+        adv = leave_one_out(score - beta * log_ratio.sum(1), args.group_size)
+    else:
+        adv = group_standardize(score, args.group_size)
+    adv = adv[:, None].expand_as(log_ratio)  # the same for all words of a response
+    return adv, torch.zeros_like(adv)
+
+
+def update(policy, critic, optimizer, batch, beta, args):
+    """Maximize the clipped objective in epochs of minibatches of texts; returns metrics."""
+    params, losses = optimizer.param_groups[0]["params"], []
+    size = args.batch_size // args.num_minibatches
+    for rows in shuffled_rows(args.batch_size, args.update_epochs, size):
+        text, adv, ret, logp_old, ref_logp = (column[rows] for column in batch)
+        actions, logp = is_action(text), policy.log_prob(text)
+        ratio, adv = (logp - logp_old).exp()[actions], adv[actions]
+        value_loss = kl_loss = torch.zeros(())
+        if args.algorithm == "ppo":
+            adv = (adv - adv.mean()) / (adv.std() + ADV_STD_EPS)
+            value_loss = nn.functional.mse_loss(critic.values(text)[actions], ret[actions]) / 2
+        if args.algorithm == "grpo":  # its gradient is that of KL(pi_ref || pi) for each word
+            kl_loss = k3(logp - ref_logp)[actions].mean()
+        policy_loss = -clip_objective(ratio, adv, args.clip_coef)
+        loss = policy_loss + value_loss + beta * kl_loss
+
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
+        optimizer.step()
+        losses.append(torch.stack([policy_loss, value_loss, grad_norm]).detach())
+    names = "policy_loss", "value_loss", "grad_norm"
+    return dict(zip(names, torch.stack(losses).mean(0).tolist()))
+
+
+def improve_directly(run, args, policy, reference, rankings):
+    """DPO: fit the policy itself to the rankings."""
+    policy = copy.deepcopy(policy)
+    rows = shuffled_rows(len(rankings), args.reward_epochs, TEXTS)
+
+    def loss_of(step):
+        text = rankings[rows[step]].flatten(0, 1)
         with torch.no_grad():
-            ref_logp = agent.reference.policy(obs, act).log_prob(act)
-        log_ratio = (agent.actor.policy(obs, act).log_prob(act) - ref_logp).sum(1)
-        loss = dpo_loss(log_ratio.view(-1, args.num_ranked), agent.kl_coef * agent.score_std)
-        run.report(loss=loss, grad_norm=gradient_step(optimizer, loss, args.max_grad_norm))
+            ref_logp = reference.log_prob(text)
+        log_ratio = (policy.log_prob(text) - ref_logp).sum(1)
+        return dpo_loss(log_ratio.view(-1, args.num_ranked), args.dpo_beta)
+
+    fit(run, args, policy, args.learning_rate or 1e-4, len(rows), loss_of)
+    return policy
 
 
 def train(args):
-    """Train a policy and return it; the results are in the run's folder. Raises InputError, FloatingPointError."""
-    setup(args)
-    agent = Agent(args)
-    if args.resume:
-        restore(agent, args)
+    """Train a policy and return it; its results are in the run's folder. Raises InputError."""
+    setup_torch(args)
+    judge, run = load_judge(args.judge), Run(args)
+    # run.stage calls a stage and saves what it returns, or takes that from the checkpoint.
+    reference = run.stage(finetune)
+    policy, rankings, reward_model = reference, [], None
+    for _ in range(args.rounds):
+        rankings.append(run.stage(compare, policy, reference, judge))
+        if args.algorithm == "dpo":
+            policy = run.stage(improve_directly, policy, reference, torch.cat(rankings))
+            continue
+        reward_model = run.stage(fit_reward, reference, torch.cat(rankings))
+        if args.algorithm == "best-of-n":
+            policy = BestOfN(reference, reward_model, args.best_of)
+        else:
+            policy = run.stage(improve, policy, reference, reward_model, judge)
     if args.prompt:
-        return answer(agent, args.prompt)
-
-    last = improve_directly if args.algorithm == "dpo" else improve
-    stages = [last] if args.reward == "judge" else [compare, fit_reward, last]
-    with Run(args, agent) as run:  # at its end: evaluate
-        for stage in run.stages([finetune, *stages * args.rounds]):
-            stage(agent, run, args)
-    return agent
+        print(*answers([args.prompt] * 3, reference, policy, judge), sep="")
+    else:
+        results = evaluate(args, policy, reference, reward_model, judge)
+        run.finish(results, answers(ALL_PROMPTS, reference, policy, judge))
+    return policy
 
 
 # The models.
 
 
-class Categorical:
-    """Distributions of the next word; params: unnormalized log-probabilities [..., V]."""
-
-    def __init__(self, params):
-        self.params = params.log_softmax(-1)  # normalized
-
-    def sample(self):
-        gumbel = -torch.empty_like(self.params).exponential_().log()
-        return (self.params + gumbel).argmax(-1)  # Gumbel-max trick
-
-    def log_prob(self, act):
-        """Log-probability of each action, 0 for padding."""
-        index = act.clamp(min=0).unsqueeze(-1)
-        return self.params.gather(-1, index).squeeze(-1) * (act != PAD)
-
-    def kl(self, other):
-        log_ratio = self.params - other.params
-        return (self.params.exp() * log_ratio).sum(-1)
-
-
-class Block(nn.Module):
-    """Causal self-attention over L words, then two layers for each word (Vaswani et al. 2017)."""
-
-    def __init__(self, size, num_heads):
-        super().__init__()
-        self.num_heads, self.norm1, self.norm2 = num_heads, nn.LayerNorm(size), nn.LayerNorm(size)
-        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.wide, self.narrow = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
-
-    def forward(self, x, past=None):
-        """x [B, L, D] -> x, and keys and values; past: those of the words before, and then L must be 1."""
-        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1))  # [B, L, 3, H, D / H]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D / H] each
-        if past:
-            k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v)))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=not past)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
-        x = x + self.narrow(nn.functional.gelu(self.wide(self.norm2(x))))
-        return x, (k, v)
-
-
 class Transformer(nn.Module):
-    """Reads a text word by word and gives numbers after each: logits of the next word, or one, a score or a value."""
+    """Reads a text word by word; outputs after each: logits of the next word, or a score or value."""
 
-    def __init__(self, num_words, max_length, outputs, args):
+    def __init__(self, outputs, args):
         super().__init__()
-        self.word, self.position = nn.Embedding(num_words, args.d_model), nn.Embedding(max_length, args.d_model)
-        self.blocks = nn.ModuleList(Block(args.d_model, args.num_heads) for _ in range(args.num_layers))
-        self.norm, self.head = nn.LayerNorm(args.d_model), nn.Linear(args.d_model, outputs)
+        D, H = args.d_model, args.num_heads
+        self.word, self.position = nn.Embedding(NUM_WORDS, D), nn.Embedding(LENGTH, D)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(D, H, 4 * D, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(args.num_layers)
+        )
+        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, outputs)
         nn.init.normal_(self.word.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
-    def forward(self, text, cache=None):
-        """[B, L] -> [B, L, outputs]; cache: an empty list at first, which then holds keys and values of the text."""
-        past = cache or [None] * len(self.blocks)
-        start = past[0][0].shape[2] if cache else 0
-        position = torch.arange(start, start + text.shape[1])
-        x = self.word(text.clamp(min=0)) + self.position(position)  # padding is on the right: no word attends to it
-        for i, block in enumerate(self.blocks):
-            x, past[i] = block(x, past[i])
-        if cache is not None:
-            cache[:] = past
+    def forward(self, text):
+        """[B, L] -> [B, L, outputs]."""
+        length = text.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)  # no word attends to later ones
+        x = self.word(text.clamp(min=0)) + self.position(torch.arange(length))  # [B, L, D]
+        for layer in self.layers:
+            x = layer(x, mask, is_causal=True)
         return self.head(self.norm(x))
 
-    def before_each_action(self, obs, act):
-        """Outputs for the prompt and the words before each action of responses: [B, P], [B, T] -> [B, T, outputs]."""
-        text = torch.cat([obs, act], 1)
-        return self(text[:, :-1])[:, obs.shape[1] - 1 :]
+    def before_each_action(self, text):
+        """Outputs given the words before each action: [B, L] -> [B, T, outputs]."""
+        return self(text[:, :-1])[:, PROMPT_WORDS - 1 :]
 
-    def after_last_action(self, obs, act):
-        """The only output for prompts and whole responses: [B, P], [B, T] -> [B]."""
-        output = self(torch.cat([obs, act], 1))
-        last = obs.shape[1] + (act != PAD).sum(1) - 1
-        return output[torch.arange(len(obs)), last, 0]
+    def after_last_action(self, text):
+        """The only output after a whole response: [B, L] -> [B]."""
+        last = (text != PAD).sum(1) - 1
+        return self(text)[torch.arange(len(text)), last, 0]
 
-    def policy(self, obs, act):
-        """Distribution of each action of responses, given the words before it: [B, P], [B, T] -> [B, T, V]."""
-        return Categorical(self.before_each_action(obs, act))
+    def log_prob(self, text):
+        """Log-probability of each action, 0 for padding: [B, L] -> [B, T]."""
+        logits, act = self.before_each_action(text), text[:, PROMPT_WORDS:]
+        return -nn.functional.cross_entropy(logits.mT, act, reduction="none", ignore_index=PAD)
 
+    def values(self, text):
+        """Expected sum of the rewards from each action on, 0 for padding: [B, L] -> [B, T]."""
+        return self.before_each_action(text).squeeze(2) * is_action(text)
 
-@torch.no_grad()
-def sample(actor, obs, length):
-    """Responses of up to length actions to prompts: [B, P] -> [B, length]."""
-    act, cache, text = obs.new_full((len(obs), length), PAD), [], obs
-    unfinished = torch.ones(len(obs), dtype=torch.bool)
-    for t in range(length):
-        word = Categorical(actor(text, cache)[:, -1]).sample()  # [B]
-        act[unfinished, t] = word[unfinished]
-        unfinished &= word != EOS
-        if not unfinished.any():
-            break
-        text = word[:, None]
-    return act
+    def kl(self, reference, text):
+        """KL(policy || reference) of the next word, summed over the actions: [B, L] -> [B]."""
+        pi, ref = (x.before_each_action(text).log_softmax(2) for x in (self, reference))
+        return ((pi.exp() * (pi - ref)).sum(2) * is_action(text)).sum(1)
 
-
-class Agent(nn.Module):
-    """All that is learned or collected: policy and value function, reference and reward model, the rankings, beta."""
-
-    def __init__(self, args, num_words=NUM_WORDS, prompt_words=PROMPT_WORDS, max_words=MAX_WORDS):
-        super().__init__()
-        length = prompt_words + max_words
-        self.actor, self.reference = (Transformer(num_words, length, num_words, args) for _ in range(2))
-        self.critic, self.reward_model = (Transformer(num_words, length, 1, args) for _ in range(2))
-        num_rankings = args.num_comparisons * args.rounds
-        self.prompts = nn.Buffer(torch.full((num_rankings, prompt_words), PAD))
-        self.rankings = nn.Buffer(torch.full((num_rankings, args.num_ranked, max_words), PAD))
-        self.score_std = nn.Buffer(torch.ones(()))  # of the reward model, before its scores were standardized
-        self.kl_coef = nn.Buffer(torch.tensor(args.kl_coef))
-        self.use_judge = args.reward == "judge"
-        module, _, function = args.judge.partition(":")
-        try:
-            self.judge = getattr(importlib.import_module(module), function) if args.judge else judge
-            if not callable(self.judge):
-                raise TypeError(f"{function} is not a function")
-        except (ValueError, TypeError, ImportError, AttributeError) as error:
-            raise InputError(f"--judge {args.judge}: {error}; expected my_module:function") from error
-
-    def value(self, obs, act):
-        """Expected sum of the rewards from each action on, given the words before it: [B, P], [B, T] -> [B, T]."""
-        return self.critic.before_each_action(obs, act).squeeze(2)
-
-    def gold(self, obs, act):
-        """The judge's scores of responses: [B, P], [B, T] -> [B]."""
-        texts = map(" ".join, zip(decode(obs), decode(act)))
-        return torch.tensor([float(self.judge(text)) for text in texts])
-
-    def score(self, obs, act):
-        """What the policy is rewarded for, scores by the reward model or the judge: [B, P], [B, T] -> [B]."""
-        score = self.gold(obs, act) if self.use_judge else self.reward_model.after_last_action(obs, act)
-        return torch.where((act == EOS).any(1), score, score.clamp(max=UNFINISHED))
-
-
-def adam(learning_rate, models, frozen_layers=0):
-    """Adam for all parameters of models, or for those above the frozen layers."""
-    for model in models if frozen_layers else []:
-        for module in [model.word, model.position, *model.blocks[:frozen_layers]]:
-            module.requires_grad_(False)
-    params = [p for model in models for p in model.parameters() if p.requires_grad]
-    return torch.optim.Adam(params, learning_rate, eps=1e-5, fused=True)
+    @torch.no_grad()
+    def sample(self, prompts):
+        """Texts that begin with the prompts: [B, P] -> [B, L]."""
+        text = nn.functional.pad(prompts, (0, MAX_WORDS), value=PAD)
+        unfinished = torch.ones(len(text), dtype=torch.bool)
+        for t in range(PROMPT_WORDS, LENGTH):
+            logits = self(text[unfinished, :t])[:, -1]
+            text[unfinished, t] = logits.softmax(1).multinomial(1).squeeze(1)
+            unfinished &= text[:, t] != EOS
+            if not unfinished.any():
+                break
+        return text
 
 
 # Evaluation.
 
 
-def assess(agent, actor, obs, act):
-    """Responses of actor: log-probabilities under it and under the reference [B, T], and metrics {name: [B]}."""
-    pi, ref = actor.policy(obs, act), agent.reference.policy(obs, act)
-    is_action = act != PAD
-    log_likelihoods = torch.tensor(list(map(log_likelihood, decode(obs), decode(act))))
-    metrics = {
-        "score": agent.score(obs, act),
-        "gold": agent.gold(obs, act),  # nothing learns from it
-        "kl": (pi.kl(ref) * is_action).sum(1),  # sums over all words that could have come next: never negative
-        "length": is_action.sum(1).float(),
-        "finished": (act == EOS).any(1).float(),
-        "grammatical": log_likelihoods.isfinite().float(),
-    }
-    return pi.log_prob(act), ref.log_prob(act), metrics
+@torch.no_grad()
+def describe(text, policy, reference, reward_model, judge):
+    """Metrics of texts by a policy, {name: [B]}. Only from the score will anything be learned."""
+    likelihoods = torch.tensor([log_likelihood(x) for x in decode(text)])
+    metrics = {"score": score_responses(reward_model, text)} if reward_model else {}
+    metrics |= {"judge_score": judge_all(judge, text), "kl": policy.kl(reference, text)}
+    length, grammatical = is_action(text).sum(1), likelihoods.isfinite()
+    return metrics | {"length": length, "grammatical": grammatical}
 
 
 @torch.no_grad()
-def evaluate(agent, num_responses):
-    """Results of reference and policy on all prompts: means, win rate, J and its optimum; and a text of each."""
-    repeats = max(1, num_responses // len(ALL_PROMPTS))
-    obs = encode(ALL_PROMPTS).repeat_interleave(repeats, 0)
-    results, columns, texts = {"kl_coef": agent.kl_coef.item()}, [], [ALL_PROMPTS]
-    for name, actor in ("reference", agent.reference), ("policy", agent.actor):
-        act = sample(actor, obs, MAX_WORDS)
-        _, ref_logp, metrics = assess(agent, actor, obs, act)
-        logp = agent.actor.policy(obs, act).log_prob(act)
-        score, gold = metrics["score"], metrics["gold"]
-        metrics["J"] = score - agent.kl_coef * metrics["kl"]
-        results[name] = {key: x.mean().item() for key, x in metrics.items()}
-        results[name]["gold_std"] = gold.std().item()
-        column = torch.stack([gold, score, logp.sum(1), ref_logp.sum(1)])
-        columns.append(column.double().view(4, -1, repeats))  # [4, prompts, samples]
-        texts += [gold.tolist()[::repeats], decode(act)[::repeats]]
+def evaluate(args, policy, reference, reward_model, judge):
+    """Means over responses of reference and policy to all prompts; win rate; what was possible."""
+    repeats = max(2, args.eval_responses // len(ALL_PROMPTS))
+    prompts = encode(ALL_PROMPTS).repeat_interleave(repeats, 0)
+    tables = {}
+    for name, actor in ("reference", reference), ("policy", policy):
+        text = actor.sample(prompts)
+        table = describe(text, actor, reference, reward_model, judge)
+        if args.algorithm in ("ppo", "rloo", "grpo"):
+            table["J"] = table["score"] - args.kl_coef * table["kl"]
+            table["logp"], table["ref_logp"] = (x.log_prob(text).sum(1) for x in (policy, reference))
+        tables[name] = {key: x.double().view(-1, repeats) for key, x in table.items()}
 
-    results["win_rate"] = win_rate(columns[1][0], columns[0][0]).item()
-    if agent.kl_coef > 0:  # otherwise the optimum is the highest score of any text
-        _, *both = torch.cat(columns, 2)
-        results["J_optimum"] = optimum(*both, agent.kl_coef).item()
-    return results, zip(*texts)
-
-
-def answer(agent, prompt):
-    """Print three responses of reference and policy to a prompt."""
-    obs = encode([prompt] * 3)
-    for name, actor in ("before", agent.reference), ("after", agent.actor):
-        for text in decode(sample(actor, obs, MAX_WORDS)):
-            print(f"{name:8}{text}")
+    results = {name: {key: x.mean().item() for key, x in tables[name].items()} for name in tables}
+    before, after = tables["reference"], tables["policy"]  # [prompts, samples] each
+    results["judge_std"] = before["judge_score"].std().item()
+    results["win_rate"] = win_rate(after["judge_score"], before["judge_score"])
+    if reward_model:
+        accuracy = pair_accuracy(before["score"], before["judge_score"], args.label_noise)
+        results["accuracy"], results["accuracy_optimum"] = accuracy
+    if "J" in after and args.kl_coef > 0:  # otherwise the optimum is the highest score of any text
+        both = [torch.cat([before[key], after[key]], 1) for key in ("score", "logp", "ref_logp")]
+        results["J_optimum"] = optimum(*both, args.kl_coef).item()
+    return results
 
 
-# From here on: folder, checkpoints, flags.
+def answers(prompts, reference, policy, judge):
+    """A text for each prompt: it, and responses of reference and policy with the judge's scores."""
+    columns = []
+    for actor in reference, policy:
+        text = actor.sample(encode(prompts))
+        columns += judge_all(judge, text).tolist(), decode(text[:, PROMPT_WORDS:])
+    form = "{}\n    before {:5.1f}  {}\n    after  {:5.1f}  {}\n"
+    return [form.format(*row) for row in zip(prompts, *columns)]
+
+
+# From here on: pictures, folders, checkpoints, flags.
 
 
 class InputError(ValueError):
     """Invalid flag or checkpoint; the message names it and says what is accepted."""
 
 
+def draw(rows, path):
+    """The scores of reward model and judge against KL, as in Gao et al. (2023)."""
+    from matplotlib.figure import Figure  # takes a second
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    for name, style in ("score", ".--"), ("judge_score", ".-"):
+        points = [(math.sqrt(abs(row["kl"])), row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points), style, label=name)
+    axes.set(xlabel="square root of KL to the reference (nats)", ylabel="mean")
+    axes.legend()
+    figure.savefig(path)
+
+
 class Run:
-    """Folder, stages, checkpoints, metrics and evaluation of one run."""
+    """Folder, stages, checkpoints and metrics of a run."""
 
-    COLUMNS = "stage step seconds loss grad_norm score gold kl kl_coef length finished grammatical"
-    COLUMNS = [*COLUMNS.split(), "policy_loss", "value_loss"]
-
-    def __init__(self, args, agent):
-        self.args, self.agent, self.optimizer, self.optimizer_state = args, agent, None, None
-        self.stage, self.step, self.seconds, self.metrics_size = 0, 0, 0.0, 0
+    def __init__(self, args):
+        self.args, self.number = args, 0  # of the stage
+        self.made, self.rows, self.seconds = [], [], 0.0  # made: what the stages returned
         if args.resume:
             saved = load(args.resume)
-            self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-            self.metrics_size, self.optimizer_state = saved["metrics_size"], saved["optimizer"]
+            self.made, self.rows, self.seconds = saved["made"], saved["rows"], saved["seconds"]
         self.start = time.perf_counter() - self.seconds
         name = f"runs/rlhf__{args.algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(args.run_dir or (Path(args.resume).parent if args.resume else name))
         self.checkpoint = self.folder / "checkpoint.pt"
-        try:
-            self.open_files()
-        except OSError as error:
-            raise InputError(f"--run-dir {self.folder}: {error}") from error
-
-    def open_files(self):
-        """Create the folder with args.json and metrics.csv."""
-        resume = self.args.resume
-        if self.checkpoint.exists() and not (resume and self.checkpoint.samefile(resume)):
-            raise InputError(f"--run-dir {self.folder}: contains a run; choose another or --resume {self.checkpoint}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "args.json").write_text(json.dumps(vars(self.args), indent=2))
-        self.metrics = open(self.folder / "metrics.csv", "a", newline="")
-        self.metrics.seek(min(self.metrics_size, self.metrics.tell()))
-        self.metrics.truncate()  # drop rows after the checkpoint
+        resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
+        if self.checkpoint.exists() and not resumed:
+            raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+        self.save()
+        self.seed()
+        print(f"--resume {self.checkpoint} continues after the last stage that ended", flush=True)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, exc_type, *_):
-        if exc_type is KeyboardInterrupt:
-            print(f"\nstopped in {self.name}; continue with --resume {self.checkpoint}", file=sys.stderr)
-        if exc_type is None:
-            self.finish()
-
-    def stages(self, stages):
-        """Yield the stages that are left; round counts from 0."""
-        for number, stage in enumerate(stages):
-            self.name, self.round = stage.__name__, stages[:number].count(stage)
-            if number == self.stage:
-                yield stage
-                self.stage, self.step, self.optimizer = number + 1, 0, None
-
-    def steps(self, total, optimizer=None):
-        """Yield the steps of a stage that are left; sets the learning rate: linear warmup times linear decay to 0."""
-        self.optimizer, state, self.optimizer_state = optimizer, self.optimizer_state, None
-        if state:
-            optimizer.load_state_dict(state)
-        left = range(self.step, total)
-        self.bar = tqdm(left, self.name, total, initial=self.step, disable=None)
-        for step in self.bar:
-            self.step = step
-            if step % self.args.checkpoint_every == 0:
-                self.save()
-            if optimizer:
-                factor = min((step + 1) / (WARMUP * total), 1) * (1 - step / total)
-                optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
-            yield step
-
-    def save(self):
-        """Write a checkpoint and reseed, so that a resumed run continues exactly as this one."""
-        sequence = np.random.SeedSequence((self.args.seed, self.stage, self.step))
-        (seed,) = sequence.generate_state(1).tolist()
+    def seed(self):
+        """Seed what comes next, so that a resumed run goes on like this one, bit for bit."""
+        seed = 1_000 * self.args.seed + self.number
         random.seed(seed)
         torch.manual_seed(seed)
-        saved = {
-            "format": CHECKPOINT,
-            "args": vars(self.args),
-            "agent": self.agent.state_dict(),
-            "optimizer": self.optimizer and self.optimizer.state_dict(),
-            "stage": self.stage,
-            "step": self.step,
-            "seconds": self.seconds,
-            "metrics_size": self.metrics.tell(),
-        }
-        try:
-            torch.save(saved, f"{self.checkpoint}.new")
-        except RuntimeError as error:  # torch does not say why
-            raise OSError(f"cannot write {self.checkpoint}.new; the disk is full or the folder gone") from error
-        os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic, so there is always a complete checkpoint
+
+    def stage(self, function, *inputs):
+        """What function(self, args, *inputs) returns, or has returned before the checkpoint."""
+        self.name = function.__name__
+        if self.number == len(self.made):
+            made = function(self, self.args, *inputs)
+            self.made.append(made.state_dict() if isinstance(made, nn.Module) else made)
+            self.save()
+        made = rebuild(self.made[self.number], self.args)
+        self.number += 1
+        self.seed()
+        return made
+
+    def save(self):
+        """Write checkpoint.pt and metrics.csv."""
+        saved = {"args": asdict(self.args), "made": self.made, "rows": self.rows}
+        torch.save(saved | {"seconds": self.seconds}, f"{self.checkpoint}.new")
+        os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic: one is always whole
+        with open(self.folder / "metrics.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(name for row in self.rows for name in row))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def steps(self, *bounds):
+        """Yield the steps of a stage, a range, with a bar."""
+        self.bar = tqdm(range(*bounds), self.name, disable=None)
+        for step in self.bar:
+            self.step = step
+            yield step
 
     def report(self, **metrics):
-        """Write a row of metrics. Raises FloatingPointError if one is nan or infinite."""
+        """Add a row of metrics, means of tensors. Raises FloatingPointError."""
         self.seconds = time.perf_counter() - self.start
-        numbers = {name: value.mean().item() for name, value in metrics.items()}
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                hint = f"try a smaller learning rate; check the judge; last good checkpoint: {self.checkpoint}"
-                raise FloatingPointError(f"{name} is {value} at step {self.step} of {self.name}; {hint}")
-        writer = csv.DictWriter(self.metrics, self.COLUMNS)
-        if self.metrics.tell() == 0:
-            writer.writeheader()
-        writer.writerow({"stage": self.name, "step": self.step, "seconds": self.seconds, **numbers})
-        self.metrics.flush()
-        shown = {name: value for name, value in numbers.items() if name in ("loss", "score", "kl")}
+        row = {name: torch.as_tensor(x).double().mean().item() for name, x in metrics.items()}
+        if not all(map(math.isfinite, row.values())):
+            hint = f"a smaller learning rate may help; last good checkpoint: {self.checkpoint}"
+            raise FloatingPointError(f"step {self.step} of {self.name} is not finite: {row}; {hint}")
+        place = {"stage": self.name, "step": self.step, "seconds": self.seconds}
+        self.rows.append(place | row)
+        shown = {name: row[name] for name in ("loss", "score", "kl") if name in row}
         self.bar.set_postfix(shown, refresh=False)
 
-    def print(self, result):
-        print(f"{self.name}: {result} ({self.seconds:.0f} s)", flush=True)
-
-    def finish(self):
-        """Save, evaluate reference and policy, write eval.json and samples.txt, print the results."""
-        self.save()
-        results, texts = evaluate(self.agent, self.args.eval_responses)
-        (self.folder / "eval.json").write_text(json.dumps(results | {"seconds": self.seconds}, indent=2))
-        samples = [f"{p}\n    before {g:5.1f}  {b}\n    after  {h:5.1f}  {a}\n" for p, g, b, h, a in texts]
+    def finish(self, results, samples):
+        """Write eval.json, samples.txt and score.png, and print the results."""
+        before, after = results["reference"], results["policy"]
+        text = json.dumps(results | {"seconds": self.seconds}, indent=2)
+        (self.folder / "eval.json").write_text(text)
         (self.folder / "samples.txt").write_text("".join(samples))
-
-        before, after, wins = results["reference"], results["policy"], results["win_rate"]
-        best = f"; the optimum is about {results['J_optimum']:.2f}" if "J_optimum" in results else ""
-        self.print(f"J {before['J']:.2f} -> {after['J']:.2f}{best}. Score {after['score']:.2f}, KL {after['kl']:.1f}")
-        print("".join(samples[::5]))
-        gold = f"{before['gold']:.2f} -> {after['gold']:.2f}, wins {wins:.0%}"
-        print(f"eval: gold {gold}, {after['grammatical']:.0%} grammatical ({self.folder})")
-
-
-def gradient_step(optimizer, loss, max_grad_norm):
-    """Minimize loss by one step, with clipped gradients; returns their norm before clipping."""
-    optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
-    optimizer.step()
-    return norm
+        path = [row for row in self.rows if "kl" in row]
+        draw([before, *path, after], self.folder / "score.png")
+        print(*samples[::5], sep="")
+        for name in after:
+            print(f"{name:14}{before[name]:7.2f} -> {after[name]:.2f}")
+        for name in results.keys() & {"J_optimum", "accuracy", "accuracy_optimum"}:
+            print(f"{name:14}{results[name]:7.2f}")
+        print(f"eval: wins {results['win_rate']:.1%} against the reference ({self.folder})")
 
 
-def check_limits(args):
-    """Raise InputError for a number outside LIMITS; by default integers are at least 1 and floats at least 0."""
-    for name, value in vars(args).items():
-        default = getattr(Args, name)
-        if isinstance(default, (str, bool)) or value is None:
-            continue
-        whole = isinstance(default, (int, tuple))
-        low, high = LIMITS.get(name, (int(whole), math.inf))
-        if not all(low <= number <= high for number in np.ravel(value)):  # nan is never within limits
-            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+def rebuild(made, args):
+    """Rankings, or a model with frozen layers, from what the checkpoint has."""
+    if isinstance(made, torch.Tensor):
+        return made.to(args.device)
+    model = Transformer(len(made["head.bias"]), args)
+    model.load_state_dict(made)
+    if args.frozen_layers:
+        for module in [model.word, model.position, *model.layers[: args.frozen_layers]]:
+            module.requires_grad_(False)
+    return model
 
 
-def setup(args):
-    """Check the flags, seed torch and choose its device. Raises InputError."""
-    check_limits(args)
-    groups = [("batch_size", "group_size")] if args.algorithm in ("rloo", "grpo") else []
-    for size, part in ("batch_size", "num_minibatches"), ("d_model", "num_heads"), *groups:
-        if getattr(args, size) % getattr(args, part):
-            flag, other = part.replace("_", "-"), size.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, part)}: must divide --{other} {getattr(args, size)}")
-    if args.algorithm == "dpo" and args.reward == "judge":
-        raise InputError("--reward judge: dpo learns from rankings only")
-    if args.kl_target and (args.algorithm == "dpo" or not args.kl_coef):
-        raise InputError(f"--kl-target {args.kl_target}: needs a positive --kl-coef; not for dpo")
-    if args.prompt and not args.resume:
-        raise InputError("--prompt: needs --resume and a checkpoint")
-    if args.prompt not in ["", *ALL_PROMPTS]:
-        raise InputError(f"--prompt {args.prompt}: expected one of {', '.join(ALL_PROMPTS)}")
+def setup_torch(args):
+    """Choose torch's device and its number of threads. Raises InputError."""
     try:
         torch.set_default_device(torch.zeros(1, device=args.device).device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more threads slow small networks down
-    torch.manual_seed(args.seed)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
+
+
+def restore_flags(args):
+    """With --resume, all flags but a few are the checkpoint's."""
+    if args.resume:
+        saved = load(args.resume)["args"]
+        for name in saved.keys() - {"resume", "run_dir", "prompt", "device"}:
+            if getattr(args, name) not in (getattr(Args, name), saved[name]):
+                flag = f"--{name.replace('_', '-')} {saved[name]}"
+                raise InputError(f"--resume {args.resume}: made with {flag}, which cannot change")
+            setattr(args, name, saved[name])
+
+
+def check_flags(args):
+    """Raise InputError for flags that make no sense."""
+    low = {"num_comparisons": TEXTS, "num_ranked": 2, "group_size": 2}
+    low |= {"seed": 0, "frozen_layers": 0}
+    for name, value in asdict(args).items():
+        least = low.get(name, int(isinstance(value, int)))
+        if isinstance(value, (int, float)) and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    grouped = args.algorithm in ("rloo", "grpo")
+    wrong = {
+        "--num-heads must divide --d-model": args.d_model % args.num_heads,
+        "--num-minibatches must divide --batch-size": args.batch_size % args.num_minibatches,
+        "--group-size must divide --batch-size": grouped and args.batch_size % args.group_size,
+        "--kl-target needs a positive --kl-coef": args.kl_target and not args.kl_coef,
+        "--prompt needs --resume": args.prompt and not args.resume,
+        f"--prompt: one of {', '.join(ALL_PROMPTS)}": args.prompt not in ("", *ALL_PROMPTS),
+    }
+    for sentence, condition in wrong.items():
+        if condition:
+            raise InputError(sentence)
+
+
+def load_judge(path):
+    """The function of "my_module:function", or the default. Raises InputError."""
+    if not path:
+        return restaurant_judge
+    module, _, function = path.partition(":")
+    try:
+        judge = getattr(importlib.import_module(module), function)
+        if not math.isfinite(judge(f"{ALL_PROMPTS[0]} the soup was tasty .")):
+            raise ValueError("not a finite number")
+    except Exception as error:
+        expected = "expected my_module:function, from a text to a number"
+        raise InputError(f"--judge {path}: {error}; {expected}") from error
+    return judge
 
 
 def load(path):
     """Contents of a checkpoint of this script. Raises InputError for any other file."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses files that run code
-        found = saved["format"]
+    try:  # weights_only refuses files that run code
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        flags = saved["args"].keys()
     except Exception as error:
         raise InputError(f"--resume {path}: not a checkpoint ({type(error).__name__})") from error
-    if found != CHECKPOINT:
-        raise InputError(f"--resume {path}: a checkpoint of {found}, not {CHECKPOINT}")
+    if flags != Args.__dataclass_fields__.keys():
+        raise InputError(f"--resume {path}: a checkpoint of another script or version")
     return saved
 
 
-def restore(agent, args):
-    """Load what an agent has learned so far. Raises InputError."""
-    saved = load(args.resume)
-    try:
-        agent.load_state_dict(saved["agent"])
-    except Exception as error:
-        raise InputError(f"--resume {args.resume}: its agent does not fit the flags") from error
-    for name in "algorithm", "reward", "frozen_layers":  # with others, stages and optimizers differ
-        if getattr(args, name) != saved["args"][name]:
-            raise InputError(f"--resume {args.resume}: made with another --{name.replace('_', '-')}")
-    if not args.kl_target:
-        agent.kl_coef.fill_(args.kl_coef)
-
-
 def main():
-    """Command line. Exit status: 2 invalid input, 1 numbers that are not finite or a full disk, 130 Ctrl-C."""
+    """Command line. Exit status: 2 wrong input, 1 numbers that are not finite, 130 Ctrl-C."""
     try:
-        args = tyro.cli(Args, description=__doc__)
-        if args.resume:  # the checkpoint's flags, unless given again
-            new = {"resume": args.resume, "run_dir": "", "prompt": ""}
-            try:
-                args = tyro.cli(Args, default=Args(**load(args.resume)["args"] | new))
-            except (KeyError, TypeError) as error:
-                raise InputError(f"--resume {args.resume}: flags of another version ({error})") from error
-        train(args)
+        train(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)
     except (InputError, FloatingPointError, OSError) as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
 
 
 if __name__ == "__main__":
