@@ -116,7 +116,7 @@ def test_the_smaller_of_two_estimates_is_too_low_on_average():
     assert loss.item() == pytest.approx(10 - 1 / math.sqrt(math.pi) - 0.5, abs=0.02)
 
 
-def test_smoothing_is_clipped_noise_of_each_component_within_the_bounds():
+def test_smoothing_is_clipped_noise_of_each_component_within_the_bounds(monkeypatch):
     torch.manual_seed(0)
     noise = ddpg.smooth(torch.zeros(100_000, 2), 0.2, 0.5)
     assert noise.abs().max() == 0.5
@@ -128,6 +128,8 @@ def test_smoothing_is_clipped_noise_of_each_component_within_the_bounds():
         assert near.abs().max() == 1 and (near.sign() == bound).all()
     act = torch.tensor([[0.3, -0.7]])
     assert torch.equal(ddpg.smooth(act, 0.0, 0.5), act)
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    torch.testing.assert_close(ddpg.smooth(act, 0.2, 0.5), act + 0.2)
 
 
 def test_the_target_is_the_value_of_the_target_actors_action():
@@ -202,7 +204,7 @@ def test_the_noise_decays_linearly_and_then_stays(tmp_path, spy):
     assert stds == pytest.approx([max(0.9 - 0.8 * i / 10, 0.1) for i in range(20)])
 
 
-def test_noise_is_added_to_the_actors_actions_held_for_a_rollout_and_clipped():
+def test_noise_is_added_to_the_actors_actions_held_for_a_rollout_and_clipped(monkeypatch):
     agent, args = make_agent(ddpg, num_envs=2)
     nn.init.zeros_(agent.actor[-2].weight)
     nn.init.constant_(agent.actor[-2].bias, 0.5)
@@ -214,5 +216,9 @@ def test_noise_is_added_to_the_actors_actions_held_for_a_rollout_and_clipped():
     assert acts.mean().item() == pytest.approx(math.tanh(0.5), abs=0.02)
     assert acts.std().item() == pytest.approx(0.1, abs=0.01)
     assert abs(torch.corrcoef(acts[:, 0].T)[0, 1].item()) < 0.2  # of the environments
+    monkeypatch.setattr(torch, "randn", torch.ones)
+    (up,) = ddpg.collect(agent, envs, obs, 1, 0.1, False)[0].act.flatten(1)
+    assert up.tolist() == pytest.approx([math.tanh(0.5) + 0.1] * 2)
+    monkeypatch.undo()
     wide = ddpg.collect(agent, envs, obs, 3, 1e3, False)[0].act
     assert set(wide.abs().flatten().tolist()) == {1}
