@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
 ORDER = "learning probes shared vpg a2c trpo ppo dqn continuous ddpg sac bandit tabular rlhf".split()
-ORDER += ["ordinary", "users", "runs", "house"]
+ORDER += "ordinary users runs house pages exercises recipes ideas notebook".split()
 
 
 def pytest_collection_modifyitems(items):

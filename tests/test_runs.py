@@ -64,7 +64,7 @@ def start(folder, variant, resume=""):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_script_works_alone_in_an_empty_folder(tmp_path, name):
-    """Its results go to a folder in runs/; --track, which the chapters do not have, works offline, without an account."""
+    """Its results go to a folder in runs/; --track, which chapters do not have, works offline, without an account."""
     copy, track = shutil.copy(ROOT / f"{name}.py", tmp_path / "mine.py"), name == "ppo"
     env = {"PYTHONPATH": "", "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
     argv = command(*["--track"] * track, script=copy, **ALL[name])
