@@ -209,7 +209,8 @@ def test_the_readmes_python_works_with_every_script(tmp_path, monkeypatch, name)
     """Its blocks, from the environment to an episode and to the agent loaded from a checkpoint, with a small budget."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    environment, training, loading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README + (ROOT / "docs/runs.md").read_text(), re.DOTALL)
+    environment, training, loading = blocks
     (tmp_path / "thermostat.py").write_text(environment)
     monkeypatch.delitem(sys.modules, "thermostat", raising=False)
     monkeypatch.delitem(gym.registry, "Thermostat-v0", raising=False)
