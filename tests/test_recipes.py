@@ -107,15 +107,16 @@ def test_the_bonus_falls_and_is_larger_for_what_was_never_seen(tmp_path, spy, re
     script = recipe("Random network distillation")
     saved = spy(script.Run, "save", note=lambda run: run.parts["rnd"])
     rollouts = spy(script, "collect", results=True)
-    flags = {"env_id": "MountainCar-v0", "total_timesteps": 24_576, "eval_episodes": 0}
+    flags = {"env_id": "MountainCar-v0", "total_timesteps": 20_480, "eval_episodes": 0}
     agent = script.train(script.Args(run_dir=str(tmp_path / "run"), **flags))
     bonus = [float(row["bonus"]) for row in metrics(tmp_path / "run")]
-    assert min(bonus) > 0 and bonus[-1] < max(bonus) / 2
+    assert min(bonus) > 0 and bonus[-1] < max(bonus) / 5
     seen, never = rollouts[-1][0].obs.flatten(0, 1), torch.tensor([[-1.2, 0.07]])  # at the left wall, at full speed
     with torch.no_grad():
         pairs = [(saved[-1]["predictor"](x), saved[-1]["target"](x)) for x in map(agent.obs_norm, (seen, never))]
     usual, new = ((ours - theirs).square().mean().item() for ours, theirs in pairs)
-    assert new > 2 * usual
+    assert new > 5 * usual
+    assert usual < pairs[0][1].square().mean().item() / 5  # better than to predict 0
 
 
 class Graded(RewardFromBoth):
@@ -274,6 +275,7 @@ def test_tensorboard_gets_the_rows_of_metrics_csv(tmp_path, recipe):
 def test_a_run_without_progress_ends_early_and_its_best_agent_is_kept(tmp_path, spy, recipe):
     script = recipe("Keep the best agent and stop early")
     returns, flags = spy(script, "evaluate", results=True), {"env_id": "ProbeMultiDiscrete-v0", "patience": 3}
+    saved = spy(script.Run, "save", note=lambda run: run.agent.actor[0].weight.detach().clone())  # before each of them
     script.train(script.Args(total_timesteps=81_920, checkpoint_every=128, run_dir=str(tmp_path / "run"), **flags))
     *scores, _ = map(np.mean, returns)  # at each rollout of 2,048 steps; the last is the final evaluation
     best = int(np.argmax(scores))
@@ -283,6 +285,7 @@ def test_a_run_without_progress_ends_early_and_its_best_agent_is_kept(tmp_path, 
     kept = script.ActorCritic(env.observation_space, env.action_space, script.Args())
     kept.load_state_dict(script.load(tmp_path / "run/best.pt")["agent"])
     assert np.mean(script.evaluate(kept, env, 20, 2)) == scores[best]
+    assert [torch.equal(kept.actor[0].weight, weight) for weight in saved].index(True) == best
 
 
 @pytest.fixture
