@@ -1,4 +1,4 @@
-"""Reinforcement learning from human feedback (RLHF): supervised model, rankings, reward model, policy.
+"""Reinforcement learning from human feedback (RLHF): from texts and rankings to a policy.
 
 1. finetune: a small transformer learns to write restaurant reviews, from texts of the language. It
    is the reference, and stays as it is.
@@ -11,8 +11,8 @@ With --rounds, stages 2 to 4 follow again, with the rankings of all rounds. As i
 arXiv:2203.02155. There are five ways to take the last step, of which the first trains nothing:
 - best-of-n: of n responses of the reference, return the one that scores highest
 - ppo: a critic predicts the score after each word
-- rloo: the other responses to a prompt take the critic's place (Ahmadian et al. 2024, arXiv:2402.14740)
-- grpo: the same, with standardized scores and the KL in the loss (Shao et al. 2024, arXiv:2402.03300)
+- rloo: other responses to the prompt are the baseline (Ahmadian et al. 2024, arXiv:2402.14740)
+- grpo: the same, scores standardized, KL in the loss (Shao et al. 2024, arXiv:2402.03300)
 - dpo: no reward model; fit the policy to the rankings (Rafailov et al. 2023, arXiv:2305.18290)
 
 The models see only texts and rankings. But the language is a grammar and the judge a function, both
@@ -50,7 +50,7 @@ import os
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +77,7 @@ class Args:
     rounds: int = 1  # rounds of compare, fit_reward and improve
     best_of: int = 16  # n of best-of-n
     kl_coef: float = 0.2  # beta, price of a nat; the reference's scores have standard deviation 1
-    kl_target: float = 0.0  # if positive, adapt beta in improve until a response has this KL, in nats
+    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL, in nats
     dpo_beta: float = 0.25  # beta of dpo; a difference of 1 / beta nats is one of 1 between scores
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: nothing
@@ -116,14 +116,15 @@ GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dis
     "PROMPT": "how was the ASKED ? | you liked the ASKED ? | what about the ASKED ?",
     "RESPONSE": "SHORT | SHORT SHORT | SHORT SHORT SHORT | LONG | LONG SHORT | SHORT LONG | LONG LONG",
     "SHORT": "the DISH was TASTE . | the STAFF was MANNER . | the PLACE was LOOK . | i will RETURN .",
-    "LONG": "the DISH was TASTE LINK TASTE . | the STAFF was MANNER LINK MANNER . | the PLACE was LOOK LINK LOOK .",
+    "LONG": "the DISH was TASTE LINK TASTE . | the STAFF was MANNER LINK MANNER . | "
+    + "the PLACE was LOOK LINK LOOK .",
     "RETURN": "come back soon | never come back",
     "LINK": "and | but",
     "TASTE": "FLAVOR | ADVERB FLAVOR",
     "MANNER": "CHARACTER | ADVERB CHARACTER",
     "LOOK": "STYLE | ADVERB STYLE",
     "ADVERB": "very | quite | not",
-    "DISH": "ASKED | ASKED | ASKED | ASKED | soup | salad | bread | fish | rice | cake | pasta | steak",
+    "DISH": "ASKED | ASKED | ASKED | ASKED | " + "soup | salad | bread | fish | rice | cake | pasta | steak",
     "STAFF": "waiter | cook | owner",
     "PLACE": "room | garden | table",
     "FLAVOR": "tasty | fresh | warm | superb | stale | salty | cold | bland",
@@ -132,10 +133,13 @@ GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dis
 }
 GOOD = "tasty fresh warm kind polite quick funny clean cozy bright quiet soon"
 BAD = "stale salty cold bland rude slow bored loud dirty dark noisy shabby never"
-PRAISE = dict.fromkeys(GOOD.split(), 1) | dict.fromkeys(BAD.split(), -1) | {"superb": 2}
+PRAISE = dict.fromkeys(GOOD.split(), 1) | dict.fromkeys(BAD.split(), -1)
+PRAISE["superb"] = 2
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {symbol: [x.split() for x in rules.split("|")] for symbol, rules in GRAMMAR.items()}
+RULES = {}
+for symbol, rules in GRAMMAR.items():
+    RULES[symbol] = [rule.split() for rule in rules.split("|")]
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 QUESTIONS = [" ".join(words) for words in RULES["PROMPT"]]
 ALL_PROMPTS = [question.replace("ASKED", dish) for question in QUESTIONS for dish in DISHES]
@@ -211,8 +215,10 @@ def decode(rows):
 
 def speak(size):
     """Random prompts with responses of the language: as texts, and as rows [B, L]."""
-    prompts = random.choices(ALL_PROMPTS, k=size)
-    texts = [" ".join([x, *expand("RESPONSE", x.split()[3])]) for x in prompts]
+    texts = []
+    for prompt in random.choices(ALL_PROMPTS, k=size):
+        response = expand("RESPONSE", prompt.split()[3])
+        texts.append(" ".join([prompt, *response]))
     return texts, encode([f"{text} <eos>" for text in texts], LENGTH)
 
 
@@ -287,17 +293,26 @@ def group_standardize(score, group_size):
 
 
 def clip_objective(ratio, adv, eps):
-    """No incentive to move the ratio outside [1 - eps, 1 + eps]; ratio, adv [B] -> [] (PPO, Eq. 7)."""
+    """No incentive to move the ratio outside [1 - eps, 1 + eps]; ratio, adv [B] -> [].
+
+    Schulman et al. (2017), arXiv:1707.06347, Eq. 7.
+    """
     return torch.min(ratio * adv, ratio.clamp(1 - eps, 1 + eps) * adv).mean()
 
 
 def k3(log_ratio):
-    """Estimate of KL(pi || pi_ref) from log(pi / pi_ref) of samples of pi (Schulman 2020)."""
+    """Estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions sampled from pi.
+
+    Schulman (2020), "Approximating KL Divergence", joschu.net/blog/kl-approx.html.
+    """
     return (-log_ratio).exp() - 1 + log_ratio
 
 
 def dpo_loss(log_ratio, beta):
-    """Preference loss of the scores for which pi is optimal; log(pi / pi_ref) [B, K] (DPO, Eq. 7)."""
+    """Preference loss of the scores for which pi is optimal, beta log(pi / pi_ref); [B, K] -> [].
+
+    They lack a constant for each prompt, which no comparison shows (Rafailov et al. 2023, Eq. 7).
+    """
     return preference_loss(beta * log_ratio)
 
 
@@ -434,13 +449,15 @@ class BestOfN:
         best = []
         for part in prompts.split(math.ceil(CHUNK / self.n)):
             text = self.reference.sample(part.repeat_interleave(self.n, 0))
-            chosen = score_responses(self.reward_model, text).view(-1, self.n).argmax(1)
-            best.append(text.view(-1, self.n, LENGTH)[torch.arange(len(part)), chosen])
+            score = score_responses(self.reward_model, text).view(-1, self.n)
+            rows = self.n * torch.arange(len(part)) + score.argmax(1)
+            best.append(text[rows])
         return torch.cat(best)
 
     def kl(self, reference, text):
         """An upper bound of KL(policy || reference), for each text: [B]."""
-        return torch.full((len(text),), math.log(self.n) - (self.n - 1) / self.n)
+        bound = math.log(self.n) - (self.n - 1) / self.n
+        return torch.full((len(text),), bound)
 
 
 def improve(run, args, policy, reference, reward_model, judge):
@@ -559,7 +576,7 @@ def train(args):
 
 
 class Transformer(nn.Module):
-    """Reads a text word by word; outputs after each: logits of the next word, or a score or value."""
+    """Reads a text; its outputs after each word are logits of the next one, or a score or value."""
 
     def __init__(self, outputs, args):
         super().__init__()
@@ -576,7 +593,7 @@ class Transformer(nn.Module):
     def forward(self, text):
         """[B, L] -> [B, L, outputs]."""
         length = text.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length)  # no word attends to later ones
+        mask = nn.Transformer.generate_square_subsequent_mask(length)  # no look at later words
         x = self.word(text.clamp(min=0)) + self.position(torch.arange(length))  # [B, L, D]
         for layer in self.layers:
             x = layer(x, mask, is_causal=True)
@@ -603,7 +620,8 @@ class Transformer(nn.Module):
     def kl(self, reference, text):
         """KL(policy || reference) of the next word, summed over the actions: [B, L] -> [B]."""
         pi, ref = (x.before_each_action(text).log_softmax(2) for x in (self, reference))
-        return ((pi.exp() * (pi - ref)).sum(2) * is_action(text)).sum(1)
+        kl = (pi.exp() * (pi - ref)).sum(2)  # [B, T]
+        return (kl * is_action(text)).sum(1)
 
     @torch.no_grad()
     def sample(self, prompts):
@@ -622,6 +640,11 @@ class Transformer(nn.Module):
 # Evaluation.
 
 
+def means(metrics):
+    """Means of tensors, and numbers, by name."""
+    return {name: torch.as_tensor(x).double().mean().item() for name, x in metrics.items()}
+
+
 @torch.no_grad()
 def describe(text, policy, reference, reward_model, judge):
     """Metrics of texts by a policy, {name: [B]}. Only from the score will anything be learned."""
@@ -634,27 +657,31 @@ def describe(text, policy, reference, reward_model, judge):
 
 @torch.no_grad()
 def evaluate(args, policy, reference, reward_model, judge):
-    """Means over responses of reference and policy to all prompts; win rate; what was possible."""
+    """Means over responses of reference and policy to all prompts; win rate; the best possible."""
     repeats = max(2, args.eval_responses // len(ALL_PROMPTS))
     prompts = encode(ALL_PROMPTS).repeat_interleave(repeats, 0)
-    tables = {}
-    for name, actor in ("reference", reference), ("policy", policy):
+    before, after = {}, {}
+    for table, actor in (before, reference), (after, policy):
         text = actor.sample(prompts)
-        table = describe(text, actor, reference, reward_model, judge)
+        table |= describe(text, actor, reference, reward_model, judge)
         if args.algorithm in ("ppo", "rloo", "grpo"):
             table["J"] = table["score"] - args.kl_coef * table["kl"]
-            table["logp"], table["ref_logp"] = (x.log_prob(text).sum(1) for x in (policy, reference))
-        tables[name] = {key: x.double().view(-1, repeats) for key, x in table.items()}
+            table["logp"] = policy.log_prob(text).sum(1)
+            table["ref_logp"] = reference.log_prob(text).sum(1)
 
-    results = {name: {key: x.mean().item() for key, x in tables[name].items()} for name in tables}
-    before, after = tables["reference"], tables["policy"]  # [prompts, samples] each
-    results["judge_std"] = before["judge_score"].std().item()
-    results["win_rate"] = win_rate(after["judge_score"], before["judge_score"])
+    def column(key, *tables):
+        """[prompts, samples]."""
+        return torch.cat([table[key].view(-1, repeats) for table in tables], 1).double()
+
+    results = {"reference": means(before), "policy": means(after)}
+    judge_score = column("judge_score", before)
+    results["judge_std"] = judge_score.std().item()
+    results["win_rate"] = win_rate(column("judge_score", after), judge_score)
     if reward_model:
-        accuracy = pair_accuracy(before["score"], before["judge_score"], args.label_noise)
+        accuracy = pair_accuracy(column("score", before), judge_score, args.label_noise)
         results["accuracy"], results["accuracy_optimum"] = accuracy
     if "J" in after and args.kl_coef > 0:  # otherwise the optimum is the highest score of any text
-        both = [torch.cat([before[key], after[key]], 1) for key in ("score", "logp", "ref_logp")]
+        both = [column(key, before, after) for key in ("score", "logp", "ref_logp")]
         results["J_optimum"] = optimum(*both, args.kl_coef).item()
     return results
 
@@ -682,9 +709,10 @@ def draw(rows, path):
 
     figure = Figure(layout="constrained")
     axes = figure.subplots()
+    kl = [math.sqrt(abs(row["kl"])) for row in rows]
     for name, style in ("score", ".--"), ("judge_score", ".-"):
-        points = [(math.sqrt(abs(row["kl"])), row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points), style, label=name)
+        if name in rows[0]:
+            axes.plot(kl, [row[name] for row in rows], style, label=name)
     axes.set(xlabel="square root of KL to the reference (nats)", ylabel="mean")
     axes.legend()
     figure.savefig(path)
@@ -707,7 +735,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.checkpoint.exists() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
-        (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+        (self.folder / "args.json").write_text(json.dumps(vars(args), indent=2))
         self.save()
         self.seed()
         print(f"--resume {self.checkpoint} continues after the last stage that ended", flush=True)
@@ -732,7 +760,7 @@ class Run:
 
     def save(self):
         """Write checkpoint.pt and metrics.csv."""
-        saved = {"args": asdict(self.args), "made": self.made, "rows": self.rows}
+        saved = {"args": vars(self.args), "made": self.made, "rows": self.rows}
         torch.save(saved | {"seconds": self.seconds}, f"{self.checkpoint}.new")
         os.replace(f"{self.checkpoint}.new", self.checkpoint)  # atomic: one is always whole
         with open(self.folder / "metrics.csv", "w", newline="") as file:
@@ -750,10 +778,10 @@ class Run:
     def report(self, **metrics):
         """Add a row of metrics, means of tensors. Raises FloatingPointError."""
         self.seconds = time.perf_counter() - self.start
-        row = {name: torch.as_tensor(x).double().mean().item() for name, x in metrics.items()}
+        row = means(metrics)
         if not all(map(math.isfinite, row.values())):
             hint = f"a smaller learning rate may help; last good checkpoint: {self.checkpoint}"
-            raise FloatingPointError(f"step {self.step} of {self.name} is not finite: {row}; {hint}")
+            raise FloatingPointError(f"step {self.step} of {self.name}: {row} not finite; {hint}")
         place = {"stage": self.name, "step": self.step, "seconds": self.seconds}
         self.rows.append(place | row)
         shown = {name: row[name] for name in ("loss", "score", "kl") if name in row}
@@ -768,10 +796,12 @@ class Run:
         path = [row for row in self.rows if "kl" in row]
         draw([before, *path, after], self.folder / "score.png")
         print(*samples[::5], sep="")
-        for name in after:
-            print(f"{name:14}{before[name]:7.2f} -> {after[name]:.2f}")
-        for name in results.keys() & {"J_optimum", "accuracy", "accuracy_optimum"}:
-            print(f"{name:14}{results[name]:7.2f}")
+        for name in "judge_score", "score", "kl", "J", "length", "grammatical":
+            if name in after:
+                print(f"{name:16}{before[name]:7.2f} -> {after[name]:.2f}")
+        for name in "J_optimum", "accuracy", "accuracy_optimum":
+            if name in results:
+                print(f"{name:16}{results[name]:7.2f}")
         print(f"eval: wins {results['win_rate']:.1%} against the reference ({self.folder})")
 
 
@@ -797,7 +827,7 @@ def setup_torch(args):
 
 
 def restore_flags(args):
-    """With --resume, all flags but a few are the checkpoint's."""
+    """With --resume, all flags but a few are the checkpoint's. Raises InputError for others."""
     if args.resume:
         saved = load(args.resume)["args"]
         for name in saved.keys() - {"resume", "run_dir", "prompt", "device"}:
@@ -811,7 +841,7 @@ def check_flags(args):
     """Raise InputError for flags that make no sense."""
     low = {"num_comparisons": TEXTS, "num_ranked": 2, "group_size": 2}
     low |= {"seed": 0, "frozen_layers": 0}
-    for name, value in asdict(args).items():
+    for name, value in vars(args).items():
         least = low.get(name, int(isinstance(value, int)))
         if isinstance(value, (int, float)) and not value >= least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

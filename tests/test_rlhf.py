@@ -95,6 +95,231 @@ def judge_of(reward):
     return lambda text: scores[text]
 
 
+# Equations
+
+
+def test_preference_loss_by_hand():
+    score = torch.tensor([[3.0, 1.0, 0.0]])  # best first: pairs with gaps 2, 3 and 1
+    pairs = [math.log(1 + math.exp(-gap)) for gap in (2, 3, 1)]
+    assert rlhf.preference_loss(score).item() == pytest.approx(sum(pairs) / 3)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_rankings_are_noisy_as_plackett_luce_says(noise):
+    torch.manual_seed(0)
+    score = torch.tensor([1.0, 0.0, -0.5])
+    best = torch.bincount(rlhf.rank(score.expand(40_000, 3), noise)[:, 0]) / 40_000
+    assert best.tolist() == pytest.approx((score / noise).softmax(0).tolist(), abs=0.01)
+    assert rlhf.rank(score.expand(10, 3), 0.0).tolist() == [[0, 1, 2]] * 10
+
+
+def test_pair_accuracy_by_hand():
+    judge_score = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    right, wrong = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
+    accuracy, best = rlhf.pair_accuracy(torch.tensor([[5.0, 4.0], [1.0, 0.0]]), judge_score, 1.0)  # right, then wrong
+    assert accuracy == pytest.approx((right + 1 - wrong) / 2)
+    assert best == pytest.approx((right + wrong) / 2)
+    assert rlhf.pair_accuracy(judge_score, judge_score, 0.0) == (1, 1)
+
+
+def test_advantages_of_grpo_are_standardized_in_each_group():
+    score, std = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0]), math.sqrt(7)  # std of 1, 2, 6, around 3
+    args = rlhf.Args(algorithm="grpo", group_size=3, batch_size=6, num_minibatches=1)
+    adv, _ = rlhf.advantages(None, ALL[:6], score, torch.zeros(6, 3), BETA, args)
+    assert adv[:, 0].tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0], abs=1e-3)
+    assert (adv == adv[:, :1]).all()
+
+
+def test_win_rate_by_hand():
+    assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])) == (0 + 0 + 1 + 0.5) / 4
+
+
+# The language
+
+
+def test_every_text_of_the_language_is_grammatical_and_fits_but_not_every_text(whole_language):
+    random.seed(0)
+    texts, rows = rlhf.speak(500)
+    assert all(math.isfinite(rlhf.log_likelihood(text)) for text in texts)
+    assert rlhf.log_likelihood("how was the soup ? the soup was kind .") == -math.inf
+    assert rlhf.decode(rows) == texts and rows.shape == (500, rlhf.LENGTH)
+    assert (rows == EOS).sum(1).eq(1).all() and (rows != PAD).all(1).any()  # the longest fits exactly
+    assert {text.partition("?")[0] + "?" for text in texts} == set(rlhf.ALL_PROMPTS) and len(rlhf.ALL_PROMPTS) == 24
+
+
+def test_the_generator_draws_texts_as_often_as_the_language_says(whole_language):
+    random.seed(0)
+    words = [" ".join(rlhf.expand("SHORT", "cake")) for _ in range(40_000)]
+    for text in "i will come back soon .", "the soup was tasty .", "the cake was not stale .":
+        prob = rlhf.likelihood(("SHORT",), tuple(text.split()), "cake")
+        assert words.count(text) == pytest.approx(40_000 * prob, abs=5 * math.sqrt(40_000 * prob))
+    assert sum(rlhf.likelihood(("SHORT",), tuple(text.split()), "cake") for text in set(words)) == pytest.approx(1)
+
+
+def test_the_judge_by_hand(whole_language):
+    for response, score in {
+        " the soup was tasty .": 2 * math.tanh(0.5) + 1,  # about the dish
+        " the cake was tasty .": 2 * math.tanh(0.5),
+        " the soup was very superb .": 2 * math.tanh(1.5) + 1,
+        " the soup was not cold .": 2 * math.tanh(0.25) + 1,  # faint praise
+        " the soup was cold .": -2 * math.tanh(0.5) + 1,
+        " the cook was kind . the cook was kind .": 2 * math.tanh(1) - 1,  # repeats itself
+        " the cook was tasty .": -1.0,  # broken
+        " the cook was tasty . the cook was tasty .": -2.0,
+        " i will come back soon . the soup": 2 * math.tanh(0.5) - 1,  # ends in the middle
+        " i will come back soon . the cook was kind . the cook was quick .": 2 * math.tanh(1.5) - 0.15 * 4,  # long
+        "": 0.0,
+    }.items():
+        rows = rlhf.encode([f"how was the soup ?{response}"], rlhf.LENGTH)
+        assert rlhf.judge_all(rlhf.restaurant_judge, rows).item() == pytest.approx(score)
+
+
+# Enumeration
+
+
+def gradient(objective, model):
+    grads = torch.autograd.grad(objective, list(model.parameters()), retain_graph=True)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def expected_update(policy, adv):
+    """Gradient of the clipped objective, each response weighted by its probability."""
+    logp, actions = policy.log_prob(ALL), rlhf.is_action(ALL)
+    weight = (logp.sum(1).exp().detach()[:, None] * actions.sum()).expand(85, 3)[actions]  # the objective is a mean
+    ratio = (logp - logp.detach()).exp()[actions]
+    return gradient(rlhf.clip_objective(ratio, weight * adv[actions], 0.2), policy)
+
+
+@pytest.fixture
+def tiny():
+    """A policy that is not its reference, a random reward, and the exact gradient of J, in double precision."""
+    args, reference, critic = make_models(gae_lambda=1.0)
+    policy = rlhf.rebuild(reference.state_dict(), args)
+    for model in policy, reference, critic:
+        model.double()
+    shake(policy, 0.1)
+    reward = torch.randn(85, dtype=torch.float64)
+    exact = gradient(exact_J(policy, reference, reward)[0], policy)
+    with torch.no_grad():
+        log_ratio = policy.log_prob(ALL) - reference.log_prob(ALL)
+    return SimpleNamespace(**locals())
+
+
+def test_samples_have_the_probabilities_of_the_policy_and_give_the_optimum(tiny):
+    torch.manual_seed(0)
+    columns, models = [], [tiny.reference, tiny.policy]
+    with torch.no_grad():
+        every = torch.stack([tiny.reward, log_probs(tiny.policy), log_probs(tiny.reference)])  # [3, 85]
+        for model in models:
+            index = index_of(model.sample(ALL[:1, :5].expand(10_000, -1)))
+            prob, count = log_probs(model).exp(), torch.bincount(index, minlength=85)
+            assert prob.sum().item() == pytest.approx(1, abs=1e-12)
+            assert ((count - 10_000 * prob).abs() < 5 * (10_000 * prob).sqrt() + 3).all()
+            columns.append(every[:, None, index])
+        J, optimum = exact_J(tiny.policy, tiny.reference, tiny.reward)
+        assert J < optimum == pytest.approx(rlhf.optimum(*torch.cat(columns, 2), BETA).item(), abs=0.02)
+
+
+def test_the_expected_update_of_ppo_is_the_exact_gradient_of_the_objective_whatever_the_critic(tiny):
+    """And its targets: with lambda 1 what was received, with lambda 0 the first reward and the next value."""
+    with torch.no_grad():
+        adv, ret = rlhf.advantages(tiny.critic, ALL, tiny.reward, tiny.log_ratio, BETA, tiny.args)
+        args = rlhf.Args(gae_lambda=0.0)
+        _, one_step = rlhf.advantages(tiny.critic, ALL, tiny.reward, tiny.log_ratio, BETA, args)
+        val = tiny.critic.values(ALL)
+    assert val.std() > 0.1 and val[0, 1:].tolist() == [0, 0]
+    assert torch.allclose(expected_update(tiny.policy, adv), tiny.exact, rtol=1e-5)
+    assert torch.allclose(ret[:, 0], tiny.reward - BETA * tiny.log_ratio.sum(1))
+    assert torch.allclose(one_step[1:, 0], val[1:, 1] - BETA * tiny.log_ratio[1:, 0])  # all but the empty response
+
+
+def test_the_advantages_discount_later_errors_by_lambda():
+    rew, val = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 1.0, 3.0]])
+    delta = [1 + 1 - 0.5, 2 + 3 - 1, 4 - 3]
+    expected = [delta[0] + 0.5 * delta[1] + 0.25 * delta[2], delta[1] + 0.5 * delta[2], delta[2]]
+    assert rlhf.gae(rew, val, 0.5)[0].tolist() == expected
+
+
+def test_the_expected_update_of_rloo_is_the_exact_gradient_of_the_objective(tiny):
+    """All pairs of responses, as groups of two, each weighted by the probability of both."""
+    args = rlhf.Args(algorithm="rloo", group_size=2)
+    pairs = torch.cartesian_prod(torch.arange(85), torch.arange(85)).flatten()
+    with torch.no_grad():
+        adv, _ = rlhf.advantages(None, ALL[pairs], tiny.reward[pairs], tiny.log_ratio[pairs], BETA, args)
+        prob = log_probs(tiny.policy).exp()
+        adv = (adv.view(85, 85, 2, 3)[:, :, 0] * prob[:, None]).sum(1)  # expected over the second response of the pair
+    assert torch.allclose(expected_update(tiny.policy, adv), tiny.exact, rtol=1e-5)
+
+
+def test_the_penalty_of_grpo_has_the_gradient_of_the_kl_of_each_word_from_the_reference(tiny):
+    """KL(pi_ref || pi), over the texts that pi visits."""
+    logits, ref_logits = (x.before_each_action(ALL).log_softmax(2) for x in (tiny.policy, tiny.reference))
+    prob, actions = log_probs(tiny.policy).exp().detach(), rlhf.is_action(ALL)
+    log_ratio = tiny.policy.log_prob(ALL) - tiny.reference.log_prob(ALL).detach()
+    penalty = prob @ (rlhf.k3(log_ratio) * actions).sum(1)
+    kl = prob @ ((ref_logits.exp() * (ref_logits - logits)).sum(2) * actions).sum(1)
+    assert torch.allclose(gradient(penalty, tiny.policy), gradient(kl, tiny.policy), rtol=1e-10)
+
+
+def test_the_gradient_of_dpo_vanishes_at_the_optimal_policy_with_exact_preferences():
+    """beta log(pi / pi_ref) = r + constant there; each pair in both orders, as often as Bradley-Terry says."""
+    torch.manual_seed(0)
+    reward = torch.randn(85, dtype=torch.float64)
+    pairs = torch.cartesian_prod(torch.arange(85), torch.arange(85))  # [85 * 85, 2], the first is ranked higher
+    share = torch.sigmoid(reward[pairs[:, 0]] - reward[pairs[:, 1]])
+
+    def slope(log_ratio):
+        ranked = log_ratio[pairs].requires_grad_()
+        of_pairs = torch.autograd.grad(rlhf.dpo_loss(ranked, BETA), ranked)[0] * share[:, None]
+        return torch.zeros(85).double().index_add(0, pairs.flatten(), of_pairs.flatten())
+
+    assert slope(reward / BETA + 7).abs().max() < 1e-12
+    at_the_reference = slope(torch.zeros(85).double())
+    assert torch.corrcoef(torch.stack([at_the_reference, reward]))[0, 1] < -0.9  # what has a high reward gets likelier
+
+
+def test_the_kl_of_a_response_is_the_sum_over_its_words(tiny):
+    with torch.no_grad():
+        kl = tiny.policy.kl(tiny.reference, ALL)
+        assert kl.min() >= 0 and torch.allclose(kl[21:25], kl[21].expand(4))  # the last word that came plays no role
+        expected = (log_probs(tiny.policy).exp() @ kl).item()
+        assert expected == pytest.approx(exact_kl(tiny.policy, tiny.reference).item())
+
+
+# Texts and updates
+
+
+def test_nothing_under_the_padding_reaches_the_update():
+    moved = []
+    for filler in 0.0, math.nan:
+        args, policy, critic = make_models(num_minibatches=1, batch_size=85, update_epochs=3)
+        logp = policy.log_prob(ALL).detach()
+        adv, ret = torch.randn(2, 85, 3)
+        adv[ACT == PAD] = ret[ACT == PAD] = filler
+        optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], 1e-2)
+        metrics = rlhf.update(policy, critic, optimizer, (ALL, adv, ret, logp, logp), BETA, args)
+        moved.append(weights(policy, critic))
+    assert torch.equal(*moved) and metrics.keys() == {"policy_loss", "value_loss", "grad_norm"}
+
+
+def test_the_first_of_several_minibatches_has_a_ratio_of_1_and_the_critic_learns():
+    args, policy, critic = make_models(num_minibatches=5, batch_size=85, update_epochs=5)
+    logp, ret = policy.log_prob(ALL).detach(), torch.ones(85, 3)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], 1e-2)
+    batch = ALL, torch.zeros(85, 3), ret, logp, logp
+    first = rlhf.update(policy, critic, optimizer, batch, BETA, args)
+    assert abs(first["policy_loss"]) < 1e-6
+    assert rlhf.update(policy, critic, optimizer, batch, BETA, args)["value_loss"] < 0.5 * first["value_loss"]
+
+
+def test_rows_are_reshuffled_in_every_epoch():
+    torch.manual_seed(0)
+    parts = rlhf.shuffled_rows(6, 3, 2)
+    epochs = torch.cat(parts).view(3, 6)
+    assert [len(x) for x in parts] == [2] * 9 and (epochs.sort(1).values == torch.arange(6)).all()
+    assert not torch.equal(epochs[0], epochs[1])
+
+
 # The stages, on the tiny language
 
 
@@ -272,231 +497,6 @@ def test_the_evaluation_estimates_what_it_says(algorithm):
         assert "J" not in after and ("score" in after) == ("accuracy" in results) == (algorithm == "best-of-n")
 
 
-# Enumeration
-
-
-def gradient(objective, model):
-    grads = torch.autograd.grad(objective, list(model.parameters()), retain_graph=True)
-    return torch.cat([grad.flatten() for grad in grads])
-
-
-def expected_update(policy, adv):
-    """Gradient of the clipped objective, each response weighted by its probability."""
-    logp, actions = policy.log_prob(ALL), rlhf.is_action(ALL)
-    weight = (logp.sum(1).exp().detach()[:, None] * actions.sum()).expand(85, 3)[actions]  # the objective is a mean
-    ratio = (logp - logp.detach()).exp()[actions]
-    return gradient(rlhf.clip_objective(ratio, weight * adv[actions], 0.2), policy)
-
-
-@pytest.fixture
-def tiny():
-    """A policy that is not its reference, a random reward, and the exact gradient of J, in double precision."""
-    args, reference, critic = make_models(gae_lambda=1.0)
-    policy = rlhf.rebuild(reference.state_dict(), args)
-    for model in policy, reference, critic:
-        model.double()
-    shake(policy, 0.1)
-    reward = torch.randn(85, dtype=torch.float64)
-    exact = gradient(exact_J(policy, reference, reward)[0], policy)
-    with torch.no_grad():
-        log_ratio = policy.log_prob(ALL) - reference.log_prob(ALL)
-    return SimpleNamespace(**locals())
-
-
-def test_samples_have_the_probabilities_of_the_policy_and_give_the_optimum(tiny):
-    torch.manual_seed(0)
-    columns, models = [], [tiny.reference, tiny.policy]
-    with torch.no_grad():
-        every = torch.stack([tiny.reward, log_probs(tiny.policy), log_probs(tiny.reference)])  # [3, 85]
-        for model in models:
-            index = index_of(model.sample(ALL[:1, :5].expand(10_000, -1)))
-            prob, count = log_probs(model).exp(), torch.bincount(index, minlength=85)
-            assert prob.sum().item() == pytest.approx(1, abs=1e-12)
-            assert ((count - 10_000 * prob).abs() < 5 * (10_000 * prob).sqrt() + 3).all()
-            columns.append(every[:, None, index])
-        J, optimum = exact_J(tiny.policy, tiny.reference, tiny.reward)
-        assert J < optimum == pytest.approx(rlhf.optimum(*torch.cat(columns, 2), BETA).item(), abs=0.02)
-
-
-def test_the_expected_update_of_ppo_is_the_exact_gradient_of_the_objective_whatever_the_critic(tiny):
-    """And its targets: with lambda 1 what was received, with lambda 0 the first reward and the next value."""
-    with torch.no_grad():
-        adv, ret = rlhf.advantages(tiny.critic, ALL, tiny.reward, tiny.log_ratio, BETA, tiny.args)
-        args = rlhf.Args(gae_lambda=0.0)
-        _, one_step = rlhf.advantages(tiny.critic, ALL, tiny.reward, tiny.log_ratio, BETA, args)
-        val = tiny.critic.values(ALL)
-    assert val.std() > 0.1 and val[0, 1:].tolist() == [0, 0]
-    assert torch.allclose(expected_update(tiny.policy, adv), tiny.exact, rtol=1e-5)
-    assert torch.allclose(ret[:, 0], tiny.reward - BETA * tiny.log_ratio.sum(1))
-    assert torch.allclose(one_step[1:, 0], val[1:, 1] - BETA * tiny.log_ratio[1:, 0])  # all but the empty response
-
-
-def test_the_advantages_discount_later_errors_by_lambda():
-    rew, val = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 1.0, 3.0]])
-    delta = [1 + 1 - 0.5, 2 + 3 - 1, 4 - 3]
-    expected = [delta[0] + 0.5 * delta[1] + 0.25 * delta[2], delta[1] + 0.5 * delta[2], delta[2]]
-    assert rlhf.gae(rew, val, 0.5)[0].tolist() == expected
-
-
-def test_the_expected_update_of_rloo_is_the_exact_gradient_of_the_objective(tiny):
-    """All pairs of responses, as groups of two, each weighted by the probability of both."""
-    args = rlhf.Args(algorithm="rloo", group_size=2)
-    pairs = torch.cartesian_prod(torch.arange(85), torch.arange(85)).flatten()
-    with torch.no_grad():
-        adv, _ = rlhf.advantages(None, ALL[pairs], tiny.reward[pairs], tiny.log_ratio[pairs], BETA, args)
-        prob = log_probs(tiny.policy).exp()
-        adv = (adv.view(85, 85, 2, 3)[:, :, 0] * prob[:, None]).sum(1)  # expected over the second response of the pair
-    assert torch.allclose(expected_update(tiny.policy, adv), tiny.exact, rtol=1e-5)
-
-
-def test_the_penalty_of_grpo_has_the_gradient_of_the_kl_of_each_word_from_the_reference(tiny):
-    """KL(pi_ref || pi), over the texts that pi visits."""
-    logits, ref_logits = (x.before_each_action(ALL).log_softmax(2) for x in (tiny.policy, tiny.reference))
-    prob, actions = log_probs(tiny.policy).exp().detach(), rlhf.is_action(ALL)
-    log_ratio = tiny.policy.log_prob(ALL) - tiny.reference.log_prob(ALL).detach()
-    penalty = prob @ (rlhf.k3(log_ratio) * actions).sum(1)
-    kl = prob @ ((ref_logits.exp() * (ref_logits - logits)).sum(2) * actions).sum(1)
-    assert torch.allclose(gradient(penalty, tiny.policy), gradient(kl, tiny.policy), rtol=1e-10)
-
-
-def test_the_gradient_of_dpo_vanishes_at_the_optimal_policy_with_exact_preferences():
-    """beta log(pi / pi_ref) = r + constant there; each pair in both orders, as often as Bradley-Terry says."""
-    torch.manual_seed(0)
-    reward = torch.randn(85, dtype=torch.float64)
-    pairs = torch.cartesian_prod(torch.arange(85), torch.arange(85))  # [85 * 85, 2], the first is ranked higher
-    share = torch.sigmoid(reward[pairs[:, 0]] - reward[pairs[:, 1]])
-
-    def slope(log_ratio):
-        ranked = log_ratio[pairs].requires_grad_()
-        of_pairs = torch.autograd.grad(rlhf.dpo_loss(ranked, BETA), ranked)[0] * share[:, None]
-        return torch.zeros(85).double().index_add(0, pairs.flatten(), of_pairs.flatten())
-
-    assert slope(reward / BETA + 7).abs().max() < 1e-12
-    at_the_reference = slope(torch.zeros(85).double())
-    assert torch.corrcoef(torch.stack([at_the_reference, reward]))[0, 1] < -0.9  # what has a high reward gets likelier
-
-
-def test_the_kl_of_a_response_is_the_sum_over_its_words(tiny):
-    with torch.no_grad():
-        kl = tiny.policy.kl(tiny.reference, ALL)
-        assert kl.min() >= 0 and torch.allclose(kl[21:25], kl[21].expand(4))  # the last word that came plays no role
-        expected = (log_probs(tiny.policy).exp() @ kl).item()
-        assert expected == pytest.approx(exact_kl(tiny.policy, tiny.reference).item())
-
-
-# Texts and updates
-
-
-def test_nothing_under_the_padding_reaches_the_update():
-    moved = []
-    for filler in 0.0, math.nan:
-        args, policy, critic = make_models(num_minibatches=1, batch_size=85, update_epochs=3)
-        logp = policy.log_prob(ALL).detach()
-        adv, ret = torch.randn(2, 85, 3)
-        adv[ACT == PAD] = ret[ACT == PAD] = filler
-        optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], 1e-2)
-        metrics = rlhf.update(policy, critic, optimizer, (ALL, adv, ret, logp, logp), BETA, args)
-        moved.append(weights(policy, critic))
-    assert torch.equal(*moved) and metrics.keys() == {"policy_loss", "value_loss", "grad_norm"}
-
-
-def test_the_first_of_several_minibatches_has_a_ratio_of_1_and_the_critic_learns():
-    args, policy, critic = make_models(num_minibatches=5, batch_size=85, update_epochs=20)
-    logp, ret = policy.log_prob(ALL).detach(), torch.ones(85, 3)
-    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], 1e-2)
-    batch = ALL, torch.zeros(85, 3), ret, logp, logp
-    first = rlhf.update(policy, critic, optimizer, batch, BETA, args)
-    assert abs(first["policy_loss"]) < 1e-6
-    assert rlhf.update(policy, critic, optimizer, batch, BETA, args)["value_loss"] < 0.2 * first["value_loss"]
-
-
-def test_rows_are_reshuffled_in_every_epoch():
-    torch.manual_seed(0)
-    parts = rlhf.shuffled_rows(6, 3, 2)
-    epochs = torch.cat(parts).view(3, 6)
-    assert [len(x) for x in parts] == [2] * 9 and (epochs.sort(1).values == torch.arange(6)).all()
-    assert not torch.equal(epochs[0], epochs[1])
-
-
-# Equations
-
-
-def test_preference_loss_by_hand():
-    score = torch.tensor([[3.0, 1.0, 0.0]])  # best first: pairs with gaps 2, 3 and 1
-    pairs = [math.log(1 + math.exp(-gap)) for gap in (2, 3, 1)]
-    assert rlhf.preference_loss(score).item() == pytest.approx(sum(pairs) / 3)
-
-
-@pytest.mark.parametrize("noise", [0.5, 2.0])
-def test_rankings_are_noisy_as_plackett_luce_says(noise):
-    torch.manual_seed(0)
-    score = torch.tensor([1.0, 0.0, -0.5])
-    best = torch.bincount(rlhf.rank(score.expand(40_000, 3), noise)[:, 0]) / 40_000
-    assert best.tolist() == pytest.approx((score / noise).softmax(0).tolist(), abs=0.01)
-    assert rlhf.rank(score.expand(10, 3), 0.0).tolist() == [[0, 1, 2]] * 10
-
-
-def test_pair_accuracy_by_hand():
-    judge_score = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    right, wrong = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
-    accuracy, best = rlhf.pair_accuracy(torch.tensor([[5.0, 4.0], [1.0, 0.0]]), judge_score, 1.0)  # right, then wrong
-    assert accuracy == pytest.approx((right + 1 - wrong) / 2)
-    assert best == pytest.approx((right + wrong) / 2)
-    assert rlhf.pair_accuracy(judge_score, judge_score, 0.0) == (1, 1)
-
-
-def test_advantages_of_grpo_are_standardized_in_each_group():
-    score, std = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0]), math.sqrt(7)  # std of 1, 2, 6, around 3
-    args = rlhf.Args(algorithm="grpo", group_size=3, batch_size=6, num_minibatches=1)
-    adv, _ = rlhf.advantages(None, ALL[:6], score, torch.zeros(6, 3), BETA, args)
-    assert adv[:, 0].tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0], abs=1e-3)
-    assert (adv == adv[:, :1]).all()
-
-
-def test_win_rate_by_hand():
-    assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])) == (0 + 0 + 1 + 0.5) / 4
-
-
-# The language
-
-
-def test_every_text_of_the_language_is_grammatical_and_fits_but_not_every_text(whole_language):
-    random.seed(0)
-    texts, rows = rlhf.speak(500)
-    assert all(math.isfinite(rlhf.log_likelihood(text)) for text in texts)
-    assert rlhf.log_likelihood("how was the soup ? the soup was kind .") == -math.inf
-    assert rlhf.decode(rows) == texts and rows.shape == (500, rlhf.LENGTH)
-    assert (rows == EOS).sum(1).eq(1).all() and (rows != PAD).all(1).any()  # the longest fits exactly
-    assert {text.partition("?")[0] + "?" for text in texts} == set(rlhf.ALL_PROMPTS) and len(rlhf.ALL_PROMPTS) == 24
-
-
-def test_the_generator_draws_texts_as_often_as_the_language_says(whole_language):
-    random.seed(0)
-    words = [" ".join(rlhf.expand("SHORT", "cake")) for _ in range(40_000)]
-    for text in "i will come back soon .", "the soup was tasty .", "the cake was not stale .":
-        prob = rlhf.likelihood(("SHORT",), tuple(text.split()), "cake")
-        assert words.count(text) == pytest.approx(40_000 * prob, abs=5 * math.sqrt(40_000 * prob))
-    assert sum(rlhf.likelihood(("SHORT",), tuple(text.split()), "cake") for text in set(words)) == pytest.approx(1)
-
-
-def test_the_judge_by_hand(whole_language):
-    for response, score in {
-        " the soup was tasty .": 2 * math.tanh(0.5) + 1,  # about the dish
-        " the cake was tasty .": 2 * math.tanh(0.5),
-        " the soup was very superb .": 2 * math.tanh(1.5) + 1,
-        " the soup was not cold .": 2 * math.tanh(0.25) + 1,  # faint praise
-        " the soup was cold .": -2 * math.tanh(0.5) + 1,
-        " the cook was kind . the cook was kind .": 2 * math.tanh(1) - 1,  # repeats itself
-        " the cook was tasty .": -1.0,  # broken
-        " the cook was tasty . the cook was tasty .": -2.0,
-        " i will come back soon . the soup": 2 * math.tanh(0.5) - 1,  # ends in the middle
-        " i will come back soon . the cook was kind . the cook was quick .": 2 * math.tanh(1.5) - 0.15 * 4,  # long
-        "": 0.0,
-    }.items():
-        rows = rlhf.encode([f"how was the soup ?{response}"], rlhf.LENGTH)
-        assert rlhf.judge_all(rlhf.restaurant_judge, rows).item() == pytest.approx(score)
-
-
 # Runs
 
 
@@ -549,7 +549,7 @@ def test_a_finished_run_answers_a_prompt_and_its_flags_cannot_change(whole_langu
 
 
 def test_numbers_that_are_not_finite_end_a_run(whole_language, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 1 of finetune .*'loss': nan.*checkpoint\.pt"):
+    with pytest.raises(FloatingPointError, match=r"step 1 of finetune: .*'loss': nan.*checkpoint\.pt"):
         rlhf.train(rlhf.Args(**TINY | {"sft_learning_rate": 1e30}, run_dir=str(tmp_path)))
 
 
