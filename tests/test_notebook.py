@@ -27,6 +27,7 @@ def test_the_notebook_runs_beside_ppo_py_alone_and_shows_what_clipping_does(tmp_
     monkeypatch.delitem(sys.modules, "ppo", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     plt.switch_backend("Agg")
+    plt.close("all")
     names = {}
     exec(code, names)
     assert names["ppo"].__file__ == str(tmp_path / "ppo.py")
