@@ -1,5 +1,6 @@
 """tabular.py: exact values, updates by hand, identities between the methods, and the figures of the book."""
 
+import inspect
 import itertools
 import math
 from collections import Counter
@@ -489,6 +490,27 @@ def test_reinforce_follows_the_gradient_of_the_return(monkeypatch):
         second = first + 2 * 0.2 * 0.9 * (-1 - b) * (1 - sigmoid(first))
         theta = next(tabular.reinforce(world, 0.9, alpha=0.2, baseline=baseline))
         assert theta[1] - theta[0] == pytest.approx(second) and sum(theta) == pytest.approx(math.log(19))
+
+
+def test_the_defaults_are_the_settings_of_the_book():
+    """Monte Carlo averages the returns of first visits (section 5.4); 11.2 and 13.1 have their figures' step sizes."""
+    common = {"alpha": 0.1, "epsilon": 0.1}
+    own = {
+        "monte-carlo": {"first_visit": True, "alpha": None},
+        "n-step-sarsa": {"n": 4},
+        "sarsa-lambda": {"lam": 0.9, "replacing": True},
+        "dyna-q": {"planning": 5},
+    }
+    for name in tabular.CONTROL[2:]:
+        assert defaults(name) == common | own.get(name, {})
+    assert defaults("td") == {"alpha": 0.1} and defaults("importance-sampling") == {"weighted": True}
+    assert defaults("semi-gradient-td") == {"alpha": 0.01, "copy_every": 1}
+    assert defaults("reinforce") == {"alpha": 2**-13, "baseline": 0}
+
+
+def defaults(name):
+    parameters = [*inspect.signature(tabular.AGENTS[name]).parameters.values()][2:]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 # Identities, bit for bit
