@@ -1,4 +1,4 @@
-"""The evidence for rlhf.py: four algorithms on fresh seeds, and what happens when a reward model is trusted too much.
+"""The evidence for rlhf.py: five algorithms on fresh seeds, and what happens when a reward model is trusted too much.
 
     python benchmarks/rlhf.py                # all runs that have no row in rlhf.csv yet, one after the other
     python benchmarks/rlhf.py table ppo      # only those with both words in their row
@@ -12,6 +12,7 @@ The defaults were chosen on seeds 1 to 3; the seeds here were used only once, fo
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,12 +28,7 @@ COLUMNS = "experiment seed algorithm num_comparisons kl_coef point kl gold score
 COLUMNS = [*COLUMNS.split(), "J_optimum", "gold_reference", "gold_std", "accuracy", "accuracy_best", "seconds"]
 
 TABLE_SEEDS = range(101, 111)
-TABLE = {  # the defaults for ppo; for the others, flags that gave about the same KL on seed 1
-    "ppo": {},
-    "rloo": {},
-    "grpo": {"kl_coef": 0.3},
-    "dpo": {"learning_rate": 1e-4},
-}
+TABLE = {"best-of-n": {}, "ppo": {}, "rloo": {}, "grpo": {"kl_coef": 0.3}, "dpo": {}}  # flags other than the defaults
 PATH_SEEDS = (111, 112, 113)
 PATHS = [(num_comparisons, kl_coef) for num_comparisons in (2_000, 500, 8_000) for kl_coef in (0.0, 0.2, 0.05)]
 SAMPLES = 1_024  # responses of the reference to each prompt, for best-of-n and the optimal frontier
@@ -60,31 +56,30 @@ def shown(value):
 
 
 def base(seed, num_comparisons=8_000):
-    """Checkpoint of a run in which only improve is left."""
+    """Checkpoint of a run in which only the last stage is left."""
     folder = FOLDER / f"{seed}-{num_comparisons}"
-    if not (folder / "done").exists():
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        args = rlhf.Args(seed=seed, num_comparisons=num_comparisons, run_dir=str(folder))
-        rlhf.setup(args)
-        agent = rlhf.Agent(args)
-        run = rlhf.Run(args, agent)
-        for stage in run.stages([rlhf.finetune, rlhf.compare, rlhf.fit_reward]):
-            stage(agent, run, args)
-        run.save()
-        (folder / "done").touch()
-    return folder / "checkpoint.pt"
+    checkpoint = folder / "checkpoint.pt"
+    flags = {"seed": seed, "num_comparisons": num_comparisons, "run_dir": str(folder)}
+    args = rlhf.Args(**flags, resume=str(checkpoint) if checkpoint.exists() else "")
+    rlhf.setup_torch(args)
+    run = rlhf.Run(args)
+    reference = run.stage(rlhf.finetune)
+    rankings = run.stage(rlhf.compare, reference, reference, rlhf.restaurant_judge)
+    run.stage(rlhf.fit_reward, reference, rankings)
+    return checkpoint
 
 
 def train(name, checkpoint, **flags):
     """Continue from a checkpoint with other flags; returns eval.json and the rows of improve in metrics.csv."""
     folder = FOLDER / name
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    (folder / "metrics.csv").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     saved = rlhf.load(checkpoint)
-    saved["args"] |= flags  # else rlhf.py refuses another algorithm; it cannot know that improve has not begun
-    folder.mkdir(parents=True, exist_ok=True)
+    saved["args"] |= flags  # rlhf.py refuses other flags; it cannot know that these had no effect yet
+    if flags.get("algorithm") == "dpo":
+        del saved["made"][2:]  # it has no reward model
     torch.save(saved, folder / "start.pt")
-    rlhf.train(rlhf.Args(**saved["args"] | {"resume": str(folder / "start.pt"), "run_dir": str(folder)}))
+    rlhf.train(rlhf.Args(resume=str(folder / "start.pt"), run_dir=str(folder)))
     (folder / "start.pt").unlink()
     (folder / "checkpoint.pt").unlink()
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -92,22 +87,24 @@ def train(name, checkpoint, **flags):
 
 
 def final_row(result):
-    """Columns of one eval.json."""
+    """Columns of one eval.json; best-of-n has no optimum beside its J, dpo no score."""
     after, before = result["policy"], result["reference"]
-    row = {name: after[name] for name in ("kl", "gold", "score", "grammatical", "J")}
-    row |= {"win_rate": result["win_rate"], "J_reference": before["J"], "J_optimum": result.get("J_optimum", "")}
-    return row | {"gold_reference": before["gold"], "gold_std": before["gold_std"], "seconds": result["seconds"]}
+    row = {name: after.get(name, "") for name in ("kl", "score", "grammatical", "J")}
+    row |= {"gold": after["judge_score"], "gold_reference": before["judge_score"], "gold_std": result["judge_std"]}
+    row |= {"win_rate": result["win_rate"], "J_reference": before.get("J", ""), "seconds": result["seconds"]}
+    row |= {"J_optimum": result.get("J_optimum", ""), "accuracy": result.get("accuracy", "")}
+    return row | {"accuracy_best": result.get("accuracy_optimum", "")}
 
 
 def table(done):
-    """The four algorithms at about the same KL."""
+    """The algorithms at about the same KL."""
     for algorithm, flags in TABLE.items():
         for seed in TABLE_SEEDS:
             key = {"experiment": "table", "seed": seed, "algorithm": algorithm, "num_comparisons": 8_000}
             if skip(done, key):
                 continue
             result, _ = train(f"{seed}-{algorithm}", base(seed), algorithm=algorithm, **flags)
-            keep([key | {"kl_coef": result["kl_coef"], "point": "end"} | final_row(result)])
+            keep([key | {"kl_coef": flags.get("kl_coef", 0.2), "point": "end"} | final_row(result)])
 
 
 def paths(done):
@@ -120,7 +117,8 @@ def paths(done):
                 continue
             name = f"{seed}-{num_comparisons}-{kl_coef}"
             result, steps = train(name, base(seed, num_comparisons), kl_coef=kl_coef, iterations=60)
-            rows = [{name: float(step[name]) for name in ("kl", "gold", "score", "grammatical")} for step in steps]
+            names = {"kl": "kl", "gold": "judge_score", "score": "score", "grammatical": "grammatical"}
+            rows = [{ours: float(step[name]) for ours, name in names.items()} for step in steps]
             rows = [key | {"point": i} | row for i, row in enumerate(rows)]
             keep([*rows, key | {"point": "end"} | final_row(result)])
 
@@ -133,22 +131,19 @@ def selection(done):
             key = {"experiment": "selection", "seed": seed, "num_comparisons": num_comparisons}
             if skip(done, key):
                 continue
-            checkpoint = base(seed, num_comparisons)
-            args = rlhf.Args(**rlhf.load(checkpoint)["args"])
-            rlhf.setup(args)
-            agent = rlhf.Agent(args)
-            agent.load_state_dict(rlhf.load(checkpoint)["agent"])
-            score, gold = reference_samples(agent)
+            score, gold = reference_samples(base(seed, num_comparisons))
             keep([key | row for row in [*best_of_n(score, gold), *frontier(score, gold)]])
 
 
-def reference_samples(agent):
-    """Scores and gold scores of responses of the reference, [prompts, SAMPLES] each."""
+def reference_samples(checkpoint):
+    """Scores of the reward model and of the judge for responses of the reference, [prompts, SAMPLES] each."""
+    made, args = rlhf.load(checkpoint)["made"], rlhf.Args(resume=str(checkpoint))
+    reference, reward_model = rlhf.rebuild(made[0], args), rlhf.rebuild(made[2], args)
     columns = []
     for prompt in rlhf.ALL_PROMPTS:
-        obs = rlhf.encode([prompt] * SAMPLES)
-        act = rlhf.sample(agent.reference, obs, rlhf.MAX_WORDS)
-        columns.append(torch.stack([agent.score(obs, act), agent.gold(obs, act)]))
+        text = reference.sample(rlhf.encode([prompt] * SAMPLES))
+        judge_score = rlhf.judge_all(rlhf.restaurant_judge, text)
+        columns.append(torch.stack([rlhf.score_responses(reward_model, text), judge_score]))
     return torch.stack(columns, 1).double()
 
 
