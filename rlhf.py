@@ -25,11 +25,17 @@ word costs beta log(pi / pi_ref). Why it costs that: the reward model is accurat
 those it was trained on. With --kl-coef 0 the policy finds texts that it overrates, which score.png
 shows (Gao et al. 2023, arXiv:2210.10760).
 
-Not in the papers: PPO's advantages are standardized in each minibatch, with 0.1 added to the
-standard deviation. RLOO takes several clipped steps on a rollout, with a ratio for each word.
-GRPO's loss is a mean over words, so long responses count more, and its reference stays the same;
-as it divides scores by their standard deviation, it does not maximize J, and its beta has another
-unit. DPO uses all pairs of a ranking.
+GRPO divides scores by their standard deviation. So it does not maximize J, and its beta has another
+unit.
+
+Not in the papers:
+- PPO's advantages minus their mean, over their standard deviation plus 0.1, in each minibatch, so
+  that noise near 0 is not blown up
+- several clipped steps of RLOO on a rollout, with a ratio for each word, because sampling is slow
+- GRPO's loss a mean over all words, so that a word counts as much in a long response
+- GRPO's reference the same in all rounds, so that its KL is to the texts, as in the others
+- all pairs of a ranking in DPO, as in the loss of the reward model
+- scores of at most -1, not of -1, without <eos>, so that no response gains by not stopping
 Left out: the pretraining term in Eq. 2 of Ouyang et al., clipped value losses, weights shared by
 policy and critic, low-rank adapters, a sampling temperature.
 
