@@ -432,7 +432,7 @@ def test_batch_td_is_the_value_of_the_most_likely_model_and_batch_monte_carlo_th
         world, todo, starts = tabular.World(tabular.random_walk(3, 0), initial=0.2), iter(steps), iter([0] + [1] * 7)
         world.begin(1)
         monkeypatch.setattr(world, "first_state", lambda starts=starts: next(starts))
-        monkeypatch.setattr(world, "move", lambda action, todo=todo: (*next(todo), False))
+        monkeypatch.setattr(world, "move", lambda action, todo=todo: [(*next(todo), False)][action])
         *_, table = itertools.islice(agent(world, 1), 8)
         np.testing.assert_allclose(np.ravel(table), values)
 
