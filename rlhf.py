@@ -33,9 +33,9 @@ Not in the papers:
   that noise near 0 is not blown up
 - several clipped steps of RLOO on a rollout, with a ratio for each word, because sampling is slow
 - GRPO's loss a mean over all words, so that a word counts as much in a long response
-- GRPO's reference the same in all rounds, so that its KL is to the texts, as in the others
+- GRPO's reference the same in all rounds, as in the other algorithms
 - all pairs of a ranking in DPO, as in the loss of the reward model
-- scores of at most -1, not of -1, without <eos>, so that no response gains by not stopping
+- a score of at most -1, not of -1, for a response cut off, so that none gains by not stopping
 Left out: the pretraining term in Eq. 2 of Ouyang et al., clipped value losses, weights shared by
 policy and critic, low-rank adapters, a sampling temperature.
 

@@ -59,6 +59,11 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "temperature_loss": "alpha_rises",
         "policy_loss": "loss_is_the_same or twins_trains_the_actor",
     },
+    "rlhf": {
+        "preference_loss": "preference_loss_by_hand",
+        "token_rewards": "whatever_the_critic",
+        "optimum": "give_the_optimum",
+    },
 }
 
 

@@ -56,6 +56,7 @@ def docstring(text):
 def idea(script, text, argument):
     head, _, _, shapes = docstring(text)
     head = head.split(argument.removeprefix("up to "))[0] if argument else head
+    head = re.sub(r"^( .*)\n(?=[A-Z])", r"\1\n\n", head, flags=re.MULTILINE)  # what follows a list is not its last item
     paragraphs = f"{head.strip()}\n\n{shapes}".strip().split("\n\n")
     paragraphs = [re.sub(r"(?<=\w-)\n(?=\w)", "", x) for x in paragraphs]
     lists = [re.search(r"^( |- )", x, re.MULTILINE) for x in paragraphs]
