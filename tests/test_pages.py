@@ -21,7 +21,7 @@ def equations(page):
 
 
 def test_each_deep_script_has_a_page():
-    assert {"vpg", "a2c", "trpo", "ppo", "dqn"} <= PAGES.keys()
+    assert {"vpg", "a2c", "trpo", "ppo", "dqn", "rlhf"} <= PAGES.keys()
 
 
 @pytest.mark.parametrize("script", PAGES)
