@@ -130,6 +130,14 @@ def test_advantages_of_grpo_are_standardized_in_each_group():
     assert (adv == adv[:, :1]).all()
 
 
+def test_advantages_of_groups_by_hand():
+    nearly_equal = torch.tensor([0.0, 2e-4])  # their standard deviation is sqrt(2) 1e-4
+    assert rlhf.group_standardize(nearly_equal, 2).tolist() == pytest.approx([-(2**0.5 - 1), 2**0.5 - 1], rel=1e-4)
+    assert rlhf.leave_one_out(torch.tensor([1.0, 2.0, 6.0, 5, 5, 5]), 3).tolist() == pytest.approx(
+        [-3, -1.5, 4.5, 0, 0, 0]
+    )
+
+
 def test_win_rate_by_hand():
     assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])) == (0 + 0 + 1 + 0.5) / 4
 
@@ -430,15 +438,16 @@ def test_the_learning_rate_rises_for_a_tenth_of_a_stage_and_then_falls_to_0():
     assert rates == pytest.approx([2 * 1 / 2, *(2 * (1 - step / 20) for step in range(1, 20))])
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dpo"])
-def test_improvement_has_its_own_learning_rate_in_each_algorithm(spy, algorithm):
-    rates = spy(torch.optim.Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"])
+@pytest.mark.parametrize(("algorithm", "prompts"), [("ppo", 256), ("rloo", 64), ("dpo", 0)])
+def test_each_algorithm_has_its_prompts_and_its_learning_rate(monkeypatch, spy, algorithm, prompts):
+    rates, sizes = spy(torch.optim.Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"]), [0]
+    monkeypatch.setattr(random, "choices", lambda options, k: sizes.append(k) or options * k)
     args, reference, reward_model = make_models(algorithm=algorithm, iterations=1, reward_epochs=1)
     if algorithm == "dpo":
         rlhf.improve_directly(make_run(), args, reference, reference, ALL[:64, None].expand(64, 2, 8))
     else:
         rlhf.improve(make_run(), args, reference, reference, reward_model, lambda text: 0.0)
-    assert rates == pytest.approx([1e-4] if algorithm == "dpo" else [5e-4] * 8)
+    assert sizes[-1] == prompts and rates == pytest.approx([1e-4] if algorithm == "dpo" else [5e-4] * 8)
 
 
 def test_the_score_is_read_after_the_last_word_and_a_response_that_was_cut_off_gets_at_most_minus_1():
