@@ -178,7 +178,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         critic_optimizer.step()
 
         actor_loss, log_prob = policy_loss(agent, batch)
-        target_entropy = args.target_entropy * batch.act[0].numel()
+        target_entropy = args.target_entropy * math.prod(agent.act_shape)
         alpha_loss = temperature_loss(agent.log_alpha, log_prob, target_entropy)
         params = [*actor_params, agent.log_alpha] if args.tune_alpha else actor_params
         actor_optimizer.zero_grad()
