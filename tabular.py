@@ -49,7 +49,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -68,18 +68,16 @@ class Args:
     figure: Literal["5.4", "6.2", "6.3", "6.5", "6.6", "7.2", "8.2", "11.2", "13.1"] | None = None  # of the book
     agents: tuple[str, ...] = ()  # to compare; each is name or name:parameter=value,parameter=value; default all
     env_id: str = "FrozenLake-v1"  # Gymnasium environment
-    env_kwargs: str = "{}"  # its keyword arguments as JSON, for example '{"is_slippery": false}'
+    env_kwargs: str = "{}"  # as JSON, for example '{"is_slippery": false, "max_episode_steps": 50}'; default limit 1000
     bins: tuple[int, ...] = ()  # for Box observations: number of intervals per dimension
     low: tuple[float, ...] = ()  # lower end of the first interval, per dimension
     high: tuple[float, ...] = ()  # upper end of the last interval, per dimension
-    model: bool = True  # plan and simulate with the environment's probabilities P, if it has them
     runs: int | None = None  # runs per agent; default 20, with --figure the figure's own
     steps: int = 15_000  # environment steps per run
-    max_episode_steps: int | None = None  # time limit; default the environment's own, or 1000 if it has none
     gamma: float = 0.99  # discount factor
     initial: float = 0.0  # Q(s, a) at first; a high one makes agents explore
     seed: int = 1  # same seed, same results
-    processes: int | None = None  # that share the runs, with the same results; default one per core
+    processes: int = os.cpu_count() or 1  # that share the runs, with the same results; default one per core
     run_dir: str = ""  # folder for the results; default runs/tabular__<seed>__<time>
 
 
@@ -98,20 +96,20 @@ def make_model(P, start, **others):
     def clean(outcomes):
         if abs(sum(p for p, *_ in outcomes) - 1) > 1e-6:
             raise InputError("P: the probabilities of an action's outcomes must sum to 1")
-        possible = (outcome for outcome in outcomes if outcome[0] > 0)
-        return [(float(p), int(next_s), float(r), bool(end)) for p, next_s, r, end in possible]
+        return [(float(p), int(s), *result) for p, s, *result in outcomes if p]
 
     # P also has outcomes for terminal states, from which the episode seems to go on in CliffWalking and Taxi, and for
     # others that no episode visits. Here these states end the episode at once, with value 0.
-    actions = [range(len(P[s])) for s in range(len(P))]
-    model = [[[(1.0, s, 0.0, True)] for _ in actions[s]] for s in range(len(P))]
-    visited, todo = set(), [s for s in range(len(P)) if start[s] > 0]
+    model = []
+    for s in range(len(P)):
+        model.append([[(1.0, s, 0.0, True)]] * len(P[s]))
+    visited, todo = set(), set(np.flatnonzero(start).tolist())
     while todo:
         s = todo.pop()
-        if s not in visited:
-            visited.add(s)
-            model[s] = [clean(P[s][a]) for a in actions[s]]
-            todo += [next_s for outcomes in model[s] for _, next_s, _, end in outcomes if not end]
+        visited.add(s)
+        model[s] = [clean(P[s][a]) for a, _ in enumerate(P[s])]
+        for outcomes in model[s]:
+            todo |= {next_s for _, next_s, _, end in outcomes if not end} - visited
     return Model(model, list(start), **others)
 
 
@@ -189,21 +187,8 @@ def expected_return(model, policy, limit):
     T, r = transitions(model.P, policy)
     v = np.zeros(len(r))
     for _ in range(limit):
-        old, v = v, r + T @ v
-        if np.array_equal(v, old):
-            break
+        v = r + T @ v
     return model.start @ v
-
-
-def compare(v, w, tolerance=1e-9):
-    """In a word, the policy with values v [S] beside the one with values w [S] (section 3.6).
-
-    It is better if its value is higher in some state and lower in none. So there are policies of which neither is.
-    """
-    higher, lower = np.any(v > w + tolerance), np.any(w > v + tolerance)
-    if higher and lower:
-        return "neither"
-    return "better" if higher else "worse" if lower else "equal"
 
 
 # Each learner is a generator. It plays one episode and learns, yields its table, and so on. An episode ends at a
@@ -559,18 +544,14 @@ class Environment(World):
 
     def __init__(self, args, limit):
         self.args, self.model, self.limit, self.initial = args, None, limit, args.initial
-        self.bins, self.low = np.array(args.bins), np.array(args.low)
-        env = make_env(args)
-        check_bins(args, env.observation_space)
-        action_space = env.action_space
+        action_space = make_env(args).action_space
         if not isinstance(action_space, spaces.Discrete):
             raise InputError(f"--env-id {args.env_id}: its actions, {action_space}, are not Discrete")
-        check("--env-id: number of actions", action_space.n, 1, 10**6)
         self.first, self.num_actions = int(action_space.start), int(action_space.n)
 
     def begin(self, seed, steps=math.inf):
         super().begin(seed, steps)
-        self.env = make_env(self.args, self.limit)
+        self.env = make_env(self.args)
         self.env.reset(seed=seed)
 
     def table(self, initial=None):
@@ -588,27 +569,25 @@ class Environment(World):
         """The numbers of the bins in which an observation is. What is outside belongs to the first or the last one."""
         obs = np.hstack(obs) if isinstance(obs, tuple) else np.ravel(obs)
         if self.args.bins:
-            fraction = (obs - self.low) / (np.array(self.args.high) - self.low)
-            obs = np.floor(fraction * self.bins).clip(0, self.bins - 1)
+            low, bins = np.array(self.args.low), np.array(self.args.bins)
+            fraction = (obs - low) / (self.args.high - low)
+            obs = np.floor(fraction * bins).clip(0, bins - 1)
         return tuple(obs.tolist())
 
 
-def make_env(args, limit=None):
+def make_env(args):
+    """The environment. Raises InputError unless its observations are finite, or a Box to which the bins fit."""
     try:
-        return gym.make(args.env_id, max_episode_steps=limit, **json.loads(args.env_kwargs))
+        env = gym.make(args.env_id, **json.loads(args.env_kwargs))
     except (gym.error.Error, ImportError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {error}") from error
-
-
-def check_bins(args, space):
-    """Raises InputError unless the space is finite, or a Box to which --bins, --low and --high fit."""
+    space = env.observation_space
     size = math.prod(space.shape) if isinstance(space, spaces.Box) else 0
-    fits = len(args.bins) == len(args.low) == len(args.high) == size and min(args.bins, default=1) >= 1
-    if not fits or not all(-math.inf < low < high < math.inf for low, high in zip(args.low, args.high)):
+    fits = len(args.bins) == len(args.low) == len(args.high) == size
+    widths = (high - low for low, high in zip(args.low, args.high))
+    if not fits or not all(0 < number < math.inf for number in (*args.bins, *widths)):
         raise InputError(f"--bins, --low < --high: need {size} finite numbers each for the observations, {space}")
-    parts = space if isinstance(space, spaces.Tuple) else [space]
-    if not size and not all(isinstance(part, (spaces.Discrete, spaces.MultiDiscrete)) for part in parts):
-        raise InputError(f"--env-id {args.env_id}: its observations, {space}, are not finite")
+    return env
 
 
 def make_world(args):
@@ -617,16 +596,16 @@ def make_world(args):
         figure = FIGURES[args.figure]
         return World(figure.model(), figure.limit, figure.initial)
     env = make_env(args)
-    limit = args.max_episode_steps or env.spec.max_episode_steps or 1_000
-    if args.model and hasattr(env.unwrapped, "P"):
-        check_bins(args, env.observation_space)
-        return World(gymnasium_model(env), limit, args.initial)
-    return Environment(args, limit)
+    limit = env.spec.max_episode_steps or 1_000
+    model = gymnasium_model(env)
+    return World(model, limit, args.initial) if model else Environment(args, limit)
 
 
 def gymnasium_model(env):
-    """Model from env.unwrapped.P. Raises InputError if the environment does not act as P says, as a fickle Taxi."""
+    """Model from env.unwrapped.P; None if it has no P or does not act as P says, as Taxi with a fickle passenger."""
     raw = env.unwrapped
+    if not hasattr(raw, "P"):
+        return None
     start = getattr(raw, "initial_state_distrib", None)
     if start is None:  # estimated
         first_states = Counter(int(env.reset(seed=seed)[0]) for seed in range(1_000))
@@ -638,7 +617,7 @@ def gymnasium_model(env):
         next_s, r, terminated, truncated, _ = env.step(a)
         possible = [outcome[1:] for outcome in model.P[s][a]]
         if (next_s, r, terminated) not in possible:
-            raise InputError(f"--env-id {env.spec.id}: its steps do not follow its model P; --no-model ignores P")
+            return None
         s = env.reset()[0] if terminated or truncated else next_s
     return model
 
@@ -656,22 +635,19 @@ def random_walk(num_states, left_reward):
 
 def maximization_bias():
     """Example 6.7: from A, left (0) to B or right (1) to the end; from B, 10 actions to the end, with N(-0.1, 1)."""
-    from_a, from_b = [[(1, 1, 0, False)], [(1, 0, 0, True)]], [[(1, 1, -0.1, True)]] * 10
+    from_a = [[(1, 1, 0, False)], [(1, 0, 0, True)]]
+    from_b = [[(1, 1, -0.1, True)]] * 10
     return make_model([from_a, from_b], [1, 0], noise=[0, 1])
-
-
-WALLS = (7, 11, 16, 20, 25, 29, 41)  # 9 * row + column
 
 
 def maze():
     """Example 8.1: moves up, right, down, left in 6 rows and 9 columns; reward 1 at the end, the upper right corner."""
-    P = []
+    walls = 7, 11, 16, 20, 25, 29, 41  # 9 * row + column
+    P = [[] for _ in range(54)]
     for s in range(54):
-        P.append([])
         for move in (-1, 0), (0, 1), (1, 0), (0, -1):
             row, column = np.add(divmod(s, 9), move).clip(0, (5, 8))
-            to = 9 * row + column
-            next_s = s if to in WALLS else to
+            next_s = s if 9 * row + column in walls else 9 * row + column
             P[s].append([(1, next_s, next_s == 8, next_s == 8)])
     return make_model(P, np.eye(54)[18])
 
@@ -702,26 +678,25 @@ def baird():
 
 def corridor():
     """Example 13.1: left (0) or right (1) from the first of three states to the end; the second state reverses them."""
-    next_states = (0, 1), (2, 0), (1, 3)
-    P = []
-    for pair in next_states:
-        P.append([[(1, next_s % 3, -1, next_s == 3)] for next_s in pair])
-    return make_model(P, [1, 0, 0])
+    first = [[(1, 0, -1, False)], [(1, 1, -1, False)]]
+    second = [[(1, 2, -1, False)], [(1, 0, -1, False)]]
+    third = [[(1, 1, -1, False)], [(1, 0, -1, True)]]
+    return make_model([first, second, third], [1, 0, 0])
 
 
 class Figure(NamedTuple):
-    """An experiment of the book. If all agents end with an alpha, that is the x-axis."""
+    """An experiment of the book; the defaults are those of the cliff."""
 
-    model: Callable[[], Model]
     agents: tuple[str, ...]
-    measure: str  # of MEASURES
-    episodes: int
-    windows: tuple[tuple[int, int], ...]  # first and last of the episodes that the table averages
-    ylim: tuple[float, float]
+    model: Callable[[], Model] = cliff
+    measure: str = "return"  # of MEASURES
+    episodes: int = 500
+    windows: tuple[tuple[int, int], ...] = ((1, 100), (401, 500))  # episodes (first, last) that the table averages
     runs: int = 100
     gamma: float = 1.0
     initial: float = 0.0  # estimate at first
     limit: float = math.inf  # steps after which an episode is truncated
+    ylim: tuple[float, float] | None = None
 
 
 MEASURES = {  # of an episode; estimate is what the agent yields after it, v the exact value of the policy to evaluate
@@ -734,107 +709,89 @@ MEASURES = {  # of an episode; estimate is what the agent yields after it, v the
 TENTHS = tuple(i / 10 for i in range(1, 11))
 FIGURES = {
     "5.4": Figure(  # v is 1
-        model=infinite_variance,
         agents=("importance-sampling:weighted=false", "importance-sampling:weighted=true"),
+        model=infinite_variance,
         measure="estimate",
         episodes=10_000,
         windows=((10, 10), (100, 100), (1_000, 1_000), (10_000, 10_000)),
         ylim=(0, 2),
     ),
     "6.2": Figure(  # with Example 6.2: td and monte-carlo with constant step sizes
-        model=lambda: random_walk(5, left_reward=0),
         agents=(
             "batch-td",
             "monte-carlo:first_visit=false",
             *(f"td:alpha={alpha}" for alpha in (0.05, 0.1, 0.15)),
             *(f"monte-carlo:first_visit=false,alpha={alpha}" for alpha in (0.01, 0.02, 0.03, 0.04)),
         ),
-        initial=0.5,
+        model=lambda: random_walk(5, left_reward=0),
         measure="error",
         episodes=100,
         windows=((100, 100),),
-        ylim=(0, 0.25),
+        initial=0.5,
     ),
     "6.3": Figure(  # the book averages 100,000 episodes for the asymptotic performance
-        model=cliff,
         agents=tuple(f"{name}:alpha={alpha}" for name in ("expected-sarsa", "sarsa", "q-learning") for alpha in TENTHS),
-        measure="return",
-        episodes=500,
-        windows=((1, 100), (401, 500)),
-        ylim=(-160, 0),
         runs=40,
+        ylim=(-160, 0),
     ),
     "6.5": Figure(
-        model=maximization_bias,
         agents=("q-learning", "double-q-learning"),
+        model=maximization_bias,
         measure="left, %",
         episodes=300,
         windows=((20, 20), (251, 300)),
-        ylim=(0, 100),
     ),
     "6.6": Figure(  # Example 6.6
-        model=cliff,
         agents=("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
-        measure="return",
-        episodes=500,
-        windows=((1, 100), (401, 500)),
         ylim=(-100, 0),
     ),
     "7.2": Figure(
-        model=lambda: random_walk(19, left_reward=-1),
         agents=tuple(f"n-step-sarsa:n={2**i},alpha={alpha}" for i in range(10) for alpha in (0.0, 0.02, 0.05, *TENTHS)),
+        model=lambda: random_walk(19, left_reward=-1),
         measure="error",
         episodes=10,
         windows=((1, 10),),
-        ylim=(0.25, 0.55),
         runs=40,
+        ylim=(0.25, 0.55),
     ),
     "8.2": Figure(  # the book: about 1700 steps in episode 1; by its rules that is a random walk, 869 on average
-        model=maze,
         agents=("dyna-q:planning=0", "dyna-q:planning=5", "dyna-q:planning=50"),
+        model=maze,
         measure="steps",
         episodes=50,
         windows=((1, 1), (2, 2), (5, 5), (25, 25)),
-        ylim=(14, 800),
         runs=30,
         gamma=0.95,
     ),
     "11.2": Figure(  # the book shows the weights, which grow like the error, here of v(s)
-        model=baird,
         agents=("semi-gradient-td", "semi-gradient-td:copy_every=500"),
+        model=baird,
         measure="error",
         episodes=1_000,
         windows=((1, 1), (500, 500), (1_000, 1_000)),
-        ylim=(0, 600),
         gamma=0.99,
     ),
     # The last agent is that of figure 13.2, with half of its step size. With 2^-9, as with 2^-12 and no baseline, a few
     # runs in 100 come to a policy that never reaches the end. Hence the limit.
     "13.1": Figure(
-        model=corridor,
         agents=(
             *(f"reinforce:alpha={2.0**-i}" for i in (12, 13, 14)),
             f"reinforce:alpha={2.0**-10},baseline={2.0**-6}",
         ),
-        measure="return",
+        model=corridor,
         episodes=1_000,
         windows=((1, 100), (901, 1_000)),
-        ylim=(-90, -10),
         limit=1_000,
     ),
 }
 
 
-class Result(NamedTuple):
-    """What an agent achieved, over its runs."""
-
-    curves: dict  # name: (mean [T], standard error [T])
-    columns: dict  # of the table, name: (mean, standard error)
-    v: np.ndarray | None = None  # exact values of the greedy policy of the first run, [S]
-
-
 def train(args):
-    """Compare the agents and write the results. Returns {agent: Result} and the folder. Raises InputError."""
+    """Compare the agents and write the results. Raises InputError.
+
+    Returns {agent: (curve, columns of the table)} and the folder. A curve is its mean and standard error over runs,
+    [T] each, and columns is {name: (mean, standard error)}.
+    """
     args = apply_figure(args)
     check_args(args)
     folder = results_folder(args)
@@ -848,77 +805,58 @@ def train(args):
     except OSError as error:
         raise InputError(f"--run-dir {folder}: {error}") from error
 
-    seeds = np.random.SeedSequence(args.seed).spawn(args.runs)
-    jobs = [(args, world, text, seed) for text in names for seed in seeds]
-    runs = play_all(jobs, args.processes or os.cpu_count())
-    summarize = summarize_figure if args.figure else summarize_steps
-    results = {text: summarize(args, world, list(islice(runs, args.runs))) for text in names}
+    seeds = np.random.SeedSequence(args.seed).generate_state(args.runs, np.uint64).tolist()
+    runs = play_all([(args, world, text, seed) for text in names for seed in seeds], args.processes)
+    results = {text: summarize(islice(runs, args.runs)) for text in names}
+    if world.model and not args.figure:
+        _, best = policy_iteration(world.model.P, args.gamma)
+        optimum = expected_return(world.model, best, world.limit)
+        for _, columns in results.values():
+            columns["optimum"] = optimum, 0.0
     save(folder, args, results)
     return results, folder
 
 
 def play_all(jobs, processes):
     """What play returns for each job, in their order. A Ctrl-C ends the processes, too."""
-    bar = {"total": len(jobs), "unit": "run", "leave": False, "disable": None}
-    if processes == 1:
-        yield from tqdm(map(play, jobs), **bar)
-    else:
-        die = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-        with ProcessPoolExecutor(processes, **die) as pool:
-            chunksize = 1 + len(jobs) // (20 * processes)
-            yield from tqdm(pool.map(play, jobs, chunksize=chunksize), **bar)
+    die = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(processes, **die) as pool:
+        chunksize = 1 + len(jobs) // (20 * processes)
+        runs = map(play, jobs) if processes == 1 else pool.map(play, jobs, chunksize=chunksize)
+        yield from tqdm(runs, total=len(jobs), unit="run", leave=False, disable=None)
 
 
 def play(job):
-    """One run of an agent: {name of a curve: its points [T]}, and the last greedy policy, [S][A], if it has a model."""
+    """One run of an agent: the points of its curve, [T], and its numbers for the table, {column: number}."""
     args, world, text, seed = job
-    world.begin(int(seed.generate_state(1)[0]), math.inf if args.figure else args.steps)
+    world.begin(seed, math.inf if args.figure else args.steps)
     agent = make_agent(text, world, args)
+    points = []
     if args.figure:
         figure, model = FIGURES[args.figure], world.model
         v = model.policy and evaluate(model.P, model.policy, args.gamma)
-        points = [MEASURES[figure.measure](world, estimate, v) for estimate in islice(agent, figure.episodes)]
-        return {figure.measure: points}, None
+        for estimate in islice(agent, figure.episodes):
+            points.append(MEASURES[figure.measure](world, estimate, v))
+        return points, {f"{first} to {last}": np.mean(points[first - 1 : last]) for first, last in figure.windows}
 
-    ret, value, policy = [], [], None
-    for q in agent:
-        while len(ret) < 20 * world.time // args.steps:
-            policy = greedy_policy(q) if world.model else None
-            ret.append(np.mean(world.returns[-100:] or math.nan))
-            value.append(expected_return(world.model, policy, world.limit) if policy else math.nan)
-        if world.time == args.steps:
-            break
-    if not policy:
+    while world.time < args.steps:
+        q = next(agent)
+        new = 20 * world.time // args.steps - len(points)
+        points += [np.mean(world.returns[-100:] or math.nan)] * new
+    if world.model:
+        value = expected_return(world.model, greedy_policy(q), world.limit)
+    else:
         world.steps = math.inf
-        returns = [world.ret for _ in islice(follow(world, q), 10)]
-        value[-1] = np.mean(returns)
-    return {"return": ret, "greedy": value}, policy
+        value = np.mean([world.ret for _ in islice(follow(world, q), 10)])
+    return points, {"return": points[-1], "greedy": value}
 
 
-def summarize_steps(args, world, runs):
-    """Result of an agent from what play returned for each run: the returns while learning, and of the greedy policy."""
-    columns, curves = {}, {}
-    for name in "return", "greedy":
-        points = np.transpose([points[name] for points, _ in runs])  # [T, N]
-        curves[name] = mean_and_error(points)
-        columns[name] = mean_and_error(points[-1])
-    if not world.model:
-        return Result(curves, columns)
-    _, best = policy_iteration(world.model.P, args.gamma)
-    optimum = expected_return(world.model, best, world.limit)
-    columns["optimum"] = optimum, 0.0
-    columns["gap"] = mean_and_error(optimum - points[-1])
-    v = evaluate(world.model.P, runs[0][1], args.gamma) if args.gamma < 1 else None
-    return Result(curves, columns, v)
-
-
-def summarize_figure(args, world, runs):
-    """The same for a figure."""
-    figure, columns = FIGURES[args.figure], {}
-    points = np.transpose([points[figure.measure] for points, _ in runs])  # [T, N]
-    for first, last in figure.windows:
-        columns[f"{first} to {last}"] = mean_and_error(points[first - 1 : last].mean(0))
-    return Result({figure.measure: mean_and_error(points)}, columns)
+def summarize(runs):
+    """Of what play returned for each run of an agent: mean and standard error of the curve and of each column."""
+    points, columns = zip(*runs)
+    numbers = np.transpose([list(row.values()) for row in columns])  # [columns, N]
+    table = zip(columns[0], zip(*mean_and_error(numbers)))
+    return mean_and_error(np.transpose(points)), dict(table)
 
 
 def mean_and_error(x):
@@ -944,26 +882,22 @@ def apply_figure(args):
     """Args with the settings of --figure, and with the default of --runs. Raises InputError."""
     if args.figure is None:
         return replace(args, runs=20 if args.runs is None else args.runs)
-    for field in fields(Args)[1:]:
-        free = field.name in ("runs", "seed", "processes", "run_dir")
-        if not free and getattr(args, field.name) != field.default:
-            raise InputError(f"--figure {args.figure}: cannot be combined with --{field.name.replace('_', '-')}")
     figure = FIGURES[args.figure]
+    for name in "agents", "env_id", "env_kwargs", "bins", "low", "high", "steps", "gamma", "initial":
+        if getattr(args, name) != getattr(Args, name):
+            raise InputError(f"--figure {args.figure}: cannot be combined with --{name.replace('_', '-')}")
     runs = figure.runs if args.runs is None else args.runs
     return replace(args, runs=runs, agents=figure.agents, gamma=figure.gamma)
 
 
 def check_args(args):
-    """Raises InputError if a flag is invalid. make_world checks the environment, make_agent the agents."""
+    """Raises InputError if a flag is invalid. make_env checks the environment, make_agent the agents."""
     check("--runs", args.runs, 1, 10**6)
     check("--steps", args.steps, 20)
     check("--gamma", args.gamma, 0, 1)
     check("--initial", args.initial, -(10**6), 10**6)
-    if args.max_episode_steps is not None:
-        check("--max-episode-steps", args.max_episode_steps, 1, 10**6)
     check("--seed", args.seed, 0)
-    if args.processes is not None:
-        check("--processes", args.processes, 1, 1_000)
+    check("--processes", args.processes, 1)
 
 
 def results_folder(args):
@@ -976,17 +910,12 @@ def results_folder(args):
     return folder
 
 
-LIMITS = dict.fromkeys(("n", "planning", "copy_every"), (1, 10**6)) | {"planning": (0, 10**6)}  # others: 0 to 1
-
-
 def make_agent(text, world, args):
     """Agent from its name and parameters, such as "n-step-sarsa:n=2,alpha=0.4". Raises InputError."""
     name, _, rest = text.partition(":")
-    if name in PLANNERS and rest:
-        raise InputError(f"--agents {text}: {name} takes no parameters")
-    if name in PLANNERS:
+    if text in PLANNERS:
         if world.model is None:
-            raise InputError(f"--agents {text}: needs an environment with a model P, and not --no-model")
+            raise InputError(f"--agents {text}: needs an environment with a model P")
         P = world.model.P
         v = value_iteration(P, args.gamma) if name == "value-iteration" else policy_iteration(P, args.gamma)[0]
         return follow(world, q_values(P, v, args.gamma))
@@ -1001,7 +930,8 @@ def make_agent(text, world, args):
         known = ", ".join(f"{key}={json.dumps(value)}" for key, value in defaults.items())
         raise InputError(f"--agents {text}: invalid parameter; {name} takes {known}") from error
     for key, value in given.items():
-        check(f"--agents {text}: {key}", value or 0, *LIMITS.get(key, (0, 1)))
+        high = 10**6 if isinstance(defaults[key], int) else 1
+        check(f"--agents {text}: {key}", value or 0, int(key == "n"), high)
     return AGENTS[name](world, args.gamma, **given)
 
 
@@ -1020,26 +950,18 @@ def parse(text, default):
 
 
 def save(folder, args, results):
-    """Write curves.csv, figure.png and table.csv."""
-    curves, table = [], []
-    for text, result in results.items():
-        columns = [column for curve in result.curves.values() for column in curve]
-        curves += [(text, *numbers) for numbers in zip(x_axis(args), *columns)]
-        table.append([text, *(number for column in result.columns.values() for number in column)])
-    write(folder / "curves.csv", ["agent", "x", *with_error(result.curves)], curves)
-    plot(folder / "figure.png", args, results)
-    write(folder / "table.csv", ["agent", *with_error(result.columns)], table)  # written last: it marks a finished run
-
-
-def with_error(names):
-    return [column for name in names for column in (name, f"{name}_error")]
-
-
-def x_axis(args):
-    """Of the curves: episodes for a figure, otherwise steps."""
+    """Write curves.csv, figure.png and table.csv, in which x is the episode of a figure, otherwise the step."""
+    x = np.linspace(args.steps / 20, args.steps, 20)
     if args.figure:
-        return np.arange(FIGURES[args.figure].episodes) + 1
-    return np.arange(1, 21) * args.steps / 20
+        x = np.arange(FIGURES[args.figure].episodes) + 1
+    curves, table = [], []
+    for text, (curve, columns) in results.items():
+        heading = ["agent", *(column for name in columns for column in (name, f"{name}_error"))]
+        curves += [(text, *point) for point in zip(x, *curve)]
+        table.append([text, *np.ravel([*columns.values()])])
+    write(folder / "curves.csv", ["agent", "x", "mean", "error"], curves)
+    plot(folder / "figure.png", args, results, x)
+    write(folder / "table.csv", heading, table)  # written last: it marks a finished run
 
 
 def write(path, heading, rows):
@@ -1050,50 +972,43 @@ def write(path, heading, rows):
         writer.writerows(rows)
 
 
-def plot(path, args, results):
-    """Write the figure: curves or, if the agents of a figure end with an alpha, the columns of the table against it."""
+def plot(path, args, results, x):
+    """Write the figure: curves or, in 6.3 and 7.2, the columns of the table against alpha."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines, x_label = defaultdict(list), "episode" if args.figure else "step"  # (label, name of the panel): points
-    for text, result in results.items():
-        for name, (mean, error) in result.curves.items():
-            lines[text, name] = list(zip(x_axis(args), mean, error))
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    lines, x_label = defaultdict(list), "episode" if args.figure else "step"  # label: [(x, mean, error), ...]
+    for text, (curve, _) in results.items():
+        lines[text] += zip(x, *curve)
     if args.figure in ("6.3", "7.2"):
         lines, x_label = defaultdict(list), "alpha"
-        for text, result in results.items():
-            label, _, alpha = text.rpartition("alpha=")
-            for name, (mean, error) in result.columns.items():
-                lines[label.rstrip(":,"), name].append((float(alpha), mean, error))
-    names = list(dict.fromkeys(name for _, name in lines))
-    size = 3 + 5 * len(names), 4.5
-    figure, all_axes = plt.subplots(1, len(names), squeeze=False, figsize=size, layout="constrained")
-    for (label, name), points in lines.items():
-        axes, (x, mean, error) = all_axes[0, names.index(name)], np.transpose(points)
+        for text, (_, columns) in results.items():
+            label, alpha = text.split("alpha=")
+            for name, numbers in columns.items():
+                lines[f"{label} {name}"].append((float(alpha), *numbers))
+    for label, points in lines.items():
+        x, mean, error = np.transpose(points)
         axes.plot(x, mean, label=label, linewidth=1)
         axes.fill_between(x, mean - error, mean + error, alpha=0.3)
-        axes.set(xlabel=x_label, ylabel=name)
-        if args.figure:
-            axes.set_ylim(FIGURES[args.figure].ylim)
+    axes.set(xlabel=x_label, ylabel="return", title=args.env_id)
+    if args.figure:
+        settings = FIGURES[args.figure]
+        axes.set(ylabel=settings.measure, ylim=settings.ylim, title=f"Sutton and Barto, {args.figure}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
-    figure.suptitle(f"Sutton and Barto, {args.figure}" if args.figure else args.env_id)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def print_table(results):
-    """One line per agent: mean and standard error of each column, and how its policy compares with the first one's."""
-    width, first = max(map(len, results)), next(iter(results.values()))
-    print(" " * width, *(name.rjust(20) for name in first.columns), "" if first.v is None else "  than the first")
-    for text, result in results.items():
-        cells = []
-        for mean, error in result.columns.values():
-            mean = round(mean, 3) + 0.0  # not -0.000
-            cells.append(f"{mean:.3f} +- {error:.3f}" if error else f"{mean:.3f}")
-        word = "" if result.v is None else "  " + compare(result.v, first.v)
-        print(f"{text:{width}}", *(cell.rjust(20) for cell in cells), word)
+    """One line per agent: mean and standard error of each column."""
+    width, (_, first) = max(map(len, results)), next(iter(results.values()))
+    print(" " * width, *(name.rjust(20) for name in first))
+    for text, (_, columns) in results.items():
+        cells = (f"{mean:.3f} +- {error:.3f}" for mean, error in columns.values())
+        print(f"{text:{width}}", *(cell.rjust(20) for cell in cells))
 
 
 def main():
