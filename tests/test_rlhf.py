@@ -138,6 +138,12 @@ def test_advantages_of_groups_by_hand():
     )
 
 
+def test_clipped_objective_and_k3_by_hand():
+    ratio, adv = torch.tensor([1.5, 1.5, 0.5, 0.5]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert rlhf.clip_objective(ratio, adv, 0.2).item() == pytest.approx((1.2 - 1.5 + 0.5 - 0.8) / 4)
+    assert rlhf.k3(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0, math.exp(-1)])
+
+
 def test_win_rate_by_hand():
     assert rlhf.win_rate(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 3.0]])) == (0 + 0 + 1 + 0.5) / 4
 
@@ -421,11 +427,13 @@ def test_policy_and_reference_take_turns_to_be_compared():
 
 
 def test_a_kl_target_moves_beta_after_each_rollout():
-    args, reference, reward_model = make_models(kl_target=50.0, iterations=4, batch_size=32)
-    rlhf.improve(run := make_run(), args, reference, reference, reward_model, lambda text: 0.0)
-    assert [row["kl_coef"] for row in run.rows] == pytest.approx(
-        [BETA * (1 - 0.2 * rlhf.K_BETA) ** i for i in range(4)]
-    )
+    """Here the mean KL of the responses is below the target, their sum above it."""
+    args, reference, reward_model = make_models(kl_target=1.0, iterations=4, batch_size=32)
+    policy = rlhf.rebuild(reference.state_dict(), args)
+    shake(policy, 0.1)
+    rlhf.improve(run := make_run(), args, policy, reference, reward_model, lambda text: 0.0)
+    assert all(row["kl"].mean() < 0.8 and row["kl"].sum() > 1.2 for row in run.rows)
+    assert [row["kl_coef"] for row in run.rows] == pytest.approx([BETA * 0.98**i for i in range(4)])
     assert rlhf.adapt_kl_coef(0.1, 6.6, 6.0) == pytest.approx(0.101)  # 10 % too much, a tenth of that
     assert rlhf.adapt_kl_coef(0.1, 60, 6.0) == pytest.approx(0.102)
 
