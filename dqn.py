@@ -194,7 +194,7 @@ def train(args):
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
     optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
-    replay = ReplayBuffer(envs.single_observation_space, args)
+    replay = ReplayBuffer(envs.single_observation_space, envs.single_action_space, args)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
@@ -233,7 +233,7 @@ class ReplayBuffer:
     N environments take turns: the next step of one stands N places further on.
     """
 
-    def __init__(self, obs_space, args):
+    def __init__(self, obs_space, act_space, args):
         self.num_envs, self.count = args.num_envs, 0  # count: transitions ever added
         self.size = args.buffer_size // args.num_envs * args.num_envs
         obs_type = np.uint8 if obs_space.dtype == np.uint8 else np.float32
@@ -242,7 +242,7 @@ class ReplayBuffer:
             return np.full((self.size, *shape), 0, dtype)  # takes its memory now, not later
 
         obs, next_obs = column(obs_type, obs_space.shape), column(obs_type, obs_space.shape)
-        act, rew = column(np.int64), column(np.float32)
+        act, rew = column(act_space.dtype, act_space.shape), column(np.float32)
         self.columns = Rollout(obs, act, rew, next_obs, column(bool), column(bool))
         size = sum(column.nbytes for column in self.columns)
         self.saved = size <= MAX_SAVED_BYTES
@@ -454,7 +454,7 @@ def wrap_observations(env):
         return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
     env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
     if (size := env.observation_space.shape[0]) > 5_000:
-        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for tanh layers")
+        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for dense layers")
     return env
 
 

@@ -468,7 +468,7 @@ def wrap_observations(env):
         return wrappers.TransformObservation(env, lambda obs: obs.transpose(2, 0, 1), space)
     env = env if len(shape) == 1 else wrappers.FlattenObservation(env)
     if (size := env.observation_space.shape[0]) > 5_000:
-        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for tanh layers")
+        gym.logger.warn(f"{space}: not a single image, so {size:,} numbers for dense layers")
     return env
 
 

@@ -38,7 +38,7 @@ TINY["dqn"] |= {"target_interval": 3}
 for name in CONTINUOUS:
     TINY[name] |= {"env_kwargs": '{"max_episode_steps": 20}'}
 TINY_RLHF = {"sft_steps": 4, "num_comparisons": 64, "reward_epochs": 2, "iterations": 2, "batch_size": 16}
-TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2, "checkpoint_every": 3}
+TINY_RLHF |= {"eval_responses": 24, "d_model": 8, "num_layers": 1, "num_heads": 2}
 
 generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 

@@ -39,7 +39,7 @@ def make_batch(size):
 
 def make_replay(size, num_envs=1, obs_space=None):
     args = dqn.Args(buffer_size=size, num_envs=num_envs, num_steps=1, learning_starts=1)
-    return dqn.ReplayBuffer(obs_space or spaces.Box(-1, 1e6, (1,)), args)
+    return dqn.ReplayBuffer(obs_space or spaces.Box(-1, 1e6, (1,)), spaces.Discrete(2), args)
 
 
 def rollout(ids, rew, terminated, done):
