@@ -68,7 +68,7 @@ class Args:
     figure: Literal["5.4", "6.2", "6.3", "6.5", "6.6", "7.2", "8.2", "11.2", "13.1"] | None = None  # of the book
     agents: tuple[str, ...] = ()  # to compare; each is name or name:parameter=value,parameter=value; default all
     env_id: str = "FrozenLake-v1"  # Gymnasium environment
-    env_kwargs: str = "{}"  # as JSON, for example '{"is_slippery": false, "max_episode_steps": 50}'; default limit 1000
+    env_kwargs: str = "{}"  # its arguments as JSON: '{"is_slippery": false, "max_episode_steps": 50}'
     bins: tuple[int, ...] = ()  # for Box observations: number of intervals per dimension
     low: tuple[float, ...] = ()  # lower end of the first interval, per dimension
     high: tuple[float, ...] = ()  # upper end of the last interval, per dimension
@@ -596,7 +596,7 @@ def make_world(args):
         figure = FIGURES[args.figure]
         return World(figure.model(), figure.limit, figure.initial)
     env = make_env(args)
-    limit = env.spec.max_episode_steps or 1_000
+    limit = env.spec.max_episode_steps or 1_000  # CliffWalking has none
     model = gymnasium_model(env)
     return World(model, limit, args.initial) if model else Environment(args, limit)
 
@@ -792,8 +792,7 @@ def train(args):
     Returns {agent: (curve, columns of the table)} and the folder. A curve is its mean and standard error over runs,
     [T] each, and columns is {name: (mean, standard error)}.
     """
-    args = apply_figure(args)
-    check_args(args)
+    args = settings(args)
     folder = results_folder(args)
     world = make_world(args)
     names = args.agents or CONTROL[0 if world.model else len(PLANNERS) :]
@@ -819,8 +818,7 @@ def train(args):
 
 def play_all(jobs, processes):
     """What play returns for each job, in their order. A Ctrl-C ends the processes, too."""
-    die = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    with ProcessPoolExecutor(processes, **die) as pool:
+    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)) as pool:
         chunksize = 1 + len(jobs) // (20 * processes)
         runs = map(play, jobs) if processes == 1 else pool.map(play, jobs, chunksize=chunksize)
         yield from tqdm(runs, total=len(jobs), unit="run", leave=False, disable=None)
@@ -878,26 +876,21 @@ def check(name, number, low, high=math.inf):
         raise InputError(f"{name} {number}: must be {accepted}")
 
 
-def apply_figure(args):
-    """Args with the settings of --figure, and with the default of --runs. Raises InputError."""
-    if args.figure is None:
-        return replace(args, runs=20 if args.runs is None else args.runs)
-    figure = FIGURES[args.figure]
+def settings(args):
+    """Args with the settings of --figure and the default of --runs. Raises InputError if a flag is invalid."""
+    figure = FIGURES.get(args.figure)
     for name in "agents", "env_id", "env_kwargs", "bins", "low", "high", "steps", "gamma", "initial":
-        if getattr(args, name) != getattr(Args, name):
+        if figure and getattr(args, name) != getattr(Args, name):
             raise InputError(f"--figure {args.figure}: cannot be combined with --{name.replace('_', '-')}")
-    runs = figure.runs if args.runs is None else args.runs
-    return replace(args, runs=runs, agents=figure.agents, gamma=figure.gamma)
-
-
-def check_args(args):
-    """Raises InputError if a flag is invalid. make_env checks the environment, make_agent the agents."""
+    if args.runs is None:
+        args = replace(args, runs=figure.runs if figure else 20)
     check("--runs", args.runs, 1, 10**6)
     check("--steps", args.steps, 20)
     check("--gamma", args.gamma, 0, 1)
     check("--initial", args.initial, -(10**6), 10**6)
     check("--seed", args.seed, 0)
     check("--processes", args.processes, 1)
+    return replace(args, agents=figure.agents, gamma=figure.gamma) if figure else args
 
 
 def results_folder(args):
@@ -915,7 +908,7 @@ def make_agent(text, world, args):
     name, _, rest = text.partition(":")
     if text in PLANNERS:
         if world.model is None:
-            raise InputError(f"--agents {text}: needs an environment with a model P")
+            raise InputError(f"--agents {text}: needs an environment with a model P that its steps follow")
         P = world.model.P
         v = value_iteration(P, args.gamma) if name == "value-iteration" else policy_iteration(P, args.gamma)[0]
         return follow(world, q_values(P, v, args.gamma))
@@ -974,12 +967,8 @@ def write(path, heading, rows):
 
 def plot(path, args, results, x):
     """Write the figure: curves or, in 6.3 and 7.2, the columns of the table against alpha."""
-    import matplotlib
+    import matplotlib.figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     lines, x_label = defaultdict(list), "episode" if args.figure else "step"  # label: [(x, mean, error), ...]
     for text, (curve, _) in results.items():
         lines[text] += zip(x, *curve)
@@ -989,17 +978,19 @@ def plot(path, args, results, x):
             label, alpha = text.split("alpha=")
             for name, numbers in columns.items():
                 lines[f"{label} {name}"].append((float(alpha), *numbers))
+
+    picture = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    axes = picture.subplots()
     for label, points in lines.items():
         x, mean, error = np.transpose(points)
         axes.plot(x, mean, label=label, linewidth=1)
         axes.fill_between(x, mean - error, mean + error, alpha=0.3)
     axes.set(xlabel=x_label, ylabel="return", title=args.env_id)
     if args.figure:
-        settings = FIGURES[args.figure]
-        axes.set(ylabel=settings.measure, ylim=settings.ylim, title=f"Sutton and Barto, {args.figure}")
+        figure = FIGURES[args.figure]
+        axes.set(ylabel=figure.measure, ylim=figure.ylim, title=f"Sutton and Barto, {args.figure}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    picture.savefig(path, dpi=150)
 
 
 def print_table(results):

@@ -425,7 +425,7 @@ def test_the_last_episode_of_a_run_is_truncated_and_not_counted():
 
 def figure(name, runs, agents=None):
     """{agent: (curve, columns)} of some of the figure's agents, in this process."""
-    args = tabular.apply_figure(tabular.Args(figure=name, runs=runs))
+    args = tabular.settings(tabular.Args(figure=name, runs=runs))
     world, seeds = tabular.make_world(args), range(101, 101 + runs)
     jobs = {text: [(args, world, text, seed) for seed in seeds] for text in agents or args.agents}
     return {text: tabular.summarize(map(tabular.play, job)) for text, job in jobs.items()}
