@@ -804,7 +804,7 @@ def train(args):
     except OSError as error:
         raise InputError(f"--run-dir {folder}: {error}") from error
 
-    seeds = np.random.SeedSequence(args.seed).generate_state(args.runs, np.uint64).tolist()
+    seeds = np.random.SeedSequence(args.seed).generate_state(args.runs).tolist()
     runs = play_all([(args, world, text, seed) for text in names for seed in seeds], args.processes)
     results = {text: summarize(islice(runs, args.runs)) for text in names}
     if world.model and not args.figure:
