@@ -326,6 +326,19 @@ def test_the_first_of_several_minibatches_has_a_ratio_of_1_and_the_critic_learns
     assert rlhf.update(policy, critic, optimizer, batch, BETA, args)["value_loss"] < 0.5 * first["value_loss"]
 
 
+def test_the_first_step_of_ppo_follows_the_gradients_of_standardized_advantages_and_of_the_value_loss():
+    args, policy, critic = make_models(num_minibatches=1, batch_size=85, update_epochs=1)
+    actions, logp, val = rlhf.is_action(ALL), policy.log_prob(ALL), critic.values(ALL)
+    adv = 3 + torch.randn(85, 3)
+    standardized = (adv[actions] - adv[actions].mean()) / (adv[actions].std() + 0.1)
+    grads = gradient((logp[actions] * standardized).mean(), policy), gradient(val[actions].mean(), critic)  # 2 (1 / 2)
+    optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], 0.0)
+    batch = ALL, adv, val.detach() + 1, logp.detach(), logp.detach()
+    metrics = rlhf.update(policy, critic, optimizer, batch, BETA, args)
+    assert metrics["policy_loss"] == pytest.approx(0, abs=1e-5) and metrics["value_loss"] == pytest.approx(0.5)
+    assert metrics["grad_norm"] == pytest.approx(torch.cat(grads).norm().item(), rel=1e-4)
+
+
 def test_rows_are_reshuffled_in_every_epoch():
     torch.manual_seed(0)
     parts = rlhf.shuffled_rows(6, 3, 2)
