@@ -301,7 +301,7 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
     ("bandit", f"--num-arms=0 --num-arms={10**8} --mean=nan --agents --agents=greedy:initial=NaN --agents=ucb:c"),
     ("bandit", "--agents=nobody --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0"),
-    ("tabular", "--gamma=1.5 --gamma=nan --max-episode-steps=0 --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
+    ("tabular", "--gamma=1.5 --gamma=nan --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
     ("tabular", "--agents=nobody --env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
     ("rlhf", "--kl-coef=-1 --num-ranked=1 --num-comparisons=1 --num-heads=5 --judge=nothing --judge=os:name"),
     ("rlhf", f"--rounds={HUGE} --batch-size={HUGE} --d-model={HUGE} --clip-coef=1e308"),
