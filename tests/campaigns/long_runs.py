@@ -23,7 +23,7 @@ import torch
 import dqn
 import ppo
 from tests.environments import RewardFromBoth
-from tests.helpers import ROOT, SCRIPTS, TINY, command, evaluation, load, metrics, wait_for
+from tests.helpers import ROOT, TINY, command, evaluation, load, metrics, wait_for
 from tests.helpers import run as run_command
 
 EXITS, STEPS = int(os.environ.get("EXITS", 200)), int(os.environ.get("STEPS", 2_000_000))
@@ -54,7 +54,7 @@ def test_ppo_reaches_the_highest_return_and_stays_there(tmp_path, seed):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ENVS)
 def test_workers_learn(tmp_path, script, workers):
     """They divide the environments of one run among them."""
     flags = {"num_envs": ENVS[script] // workers, "eval_episodes": 100}
@@ -69,7 +69,7 @@ class SmallDifference(RewardFromBoth):
         return 100 + super().reward(act) / 2
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ENVS)
 def test_a_small_difference_between_large_rewards_can_be_learned_from(tmp_path, script):
     gym.register("SmallDifference-v0", entry_point=SmallDifference)
     module, steps = importlib.import_module(script), 8_192 if script == "dqn" else 40_960
