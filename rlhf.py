@@ -648,7 +648,8 @@ class Transformer(nn.Module):
 
 def means(metrics):
     """Means of tensors, and numbers, by name."""
-    return {name: torch.as_tensor(x).double().mean().item() for name, x in metrics.items()}
+    tensors = {name: torch.as_tensor(x) for name, x in metrics.items()}
+    return {name: x.double().mean().item() for name, x in tensors.items()}
 
 
 @torch.no_grad()
@@ -677,7 +678,8 @@ def evaluate(args, policy, reference, reward_model, judge):
 
     def column(key, *tables):
         """[prompts, samples]."""
-        return torch.cat([table[key].view(-1, repeats) for table in tables], 1).double()
+        columns = [table[key].view(-1, repeats) for table in tables]
+        return torch.cat(columns, 1).double()
 
     results = {"reference": means(before), "policy": means(after)}
     judge_score = column("judge_score", before)
