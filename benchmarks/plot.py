@@ -290,10 +290,12 @@ def table_of_algorithms(rows):
         runs = select(rows, experiment="table", algorithm=algorithm)
         x = {name: numbers(runs, name) for name in runs[0] if runs[0][name][-1:].isdigit()}
         up = (x["gold"] - x["gold_reference"]) / x["gold_std"]
-        gain = (x["J"] - x["J_reference"]) / (x["J_optimum"] - x["J_reference"])
+        gain = "-"  # best-of-n has only a bound of its KL, dpo no score
+        if "J_optimum" in x:
+            gain = f"{((x['J'] - x['J_reference']) / (x['J_optimum'] - x['J_reference'])).mean():.0%}"
         cells = [algorithm, str(len(runs)), f"{x['gold_reference'].mean():.2f} to {x['gold'].mean():.2f}"]
         cells += [spread(up, 2), f"{x['win_rate'].mean():.1%} ({x['win_rate'].min():.1%})", f"{x['kl'].mean():.1f}"]
-        lines.append([*cells, f"{gain.mean():.0%}", f"{x['grammatical'].mean():.1%}"])
+        lines.append([*cells, gain, f"{x['grammatical'].mean():.1%}"])
     head = ["", "seeds", "judge's score", "in standard deviations (worst seed)", "wins (worst seed)", "KL"]
     return markdown([*head, "of the possible gain in J", "grammatical"], lines)
 

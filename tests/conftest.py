@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(ORDER)))
 
 
+@pytest.fixture(autouse=True)
+def small_numbers():
+    """A training flushes denormal numbers to zero for its whole process; hypothesis refuses to work like that."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def spy(monkeypatch):
     """spy(owner, "function") lets the function work as before and returns the list of its calls.

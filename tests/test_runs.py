@@ -304,7 +304,6 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("tabular", "--gamma=1.5 --gamma=nan --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
     ("tabular", "--agents=nobody --env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
     ("rlhf", "--kl-coef=-1 --num-ranked=1 --num-comparisons=1 --num-heads=5 --judge=nothing --judge=os:name"),
-    ("rlhf", f"--rounds={HUGE} --batch-size={HUGE} --d-model={HUGE} --clip-coef=1e308"),
 ]
 REFUSED = [  # flags that are refused together, and what the sentence must say
     (f"{DEEP} bandit tabular rlhf", "--run-dir=text/new", "text/new"),
@@ -323,6 +322,7 @@ REFUSED = [  # flags that are refused together, and what the sentence must say
     ("tabular", "--env-id=CartPole-v1 --bins 3 3 --low 0 0 --high 1 1", "--bins 4"),
     ("rlhf", "--group-size=3 --algorithm=grpo", "--group-size --batch-size"),
     ("rlhf", "--prompt='how was the soup ?'", "--prompt --resume"),
+    ("rlhf", "--kl-target=3 --kl-coef=0", "--kl-target --kl-coef"),
     ("rlhf", "--resume=rlhf.pt --algorithm=rloo", "--resume --algorithm"),
 ]
 
