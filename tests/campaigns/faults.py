@@ -26,13 +26,11 @@ import psutil
 import pytest
 import torch
 
-import rlhf
-from tests.helpers import SCRIPTS, TINY, TINY_RLHF, assert_same_end, command, contents, load, metrics, wait_for
+from tests.helpers import SCRIPTS, TINY, assert_same_end, command, contents, load, metrics, wait_for
 
 STEPS = [0, 128, 256, 320]  # of the checkpoints of a run of TINY
 RUNS = {name: (importlib.import_module(name), TINY[name]) for name in SCRIPTS}
 RUNS["ppo continuous"] = RUNS["ppo"][0], TINY["ppo"] | {"env_id": "Pendulum-v1"}
-RUNS |= {f"rlhf {name}": (rlhf, TINY_RLHF | {"algorithm": name}) for name in ("ppo", "dpo")}
 torch.optim.Adam([torch.zeros(1)])  # imports much the first time: here, not in each copy
 
 
@@ -150,7 +148,6 @@ def train_and_die(name, folder, number, moment):
 
 
 SAVES = [*itertools.product([*SCRIPTS, "ppo continuous"], [0.0, 0.9, 1.0, "before renaming", "after renaming"])]
-SAVES += [("rlhf ppo", 0.9), ("rlhf dpo", 0.9)]  # which take seconds
 
 
 @pytest.mark.parametrize(("name", "moment"), SAVES)
@@ -160,7 +157,7 @@ def test_a_run_killed_in_any_save_goes_on_from_the_last_complete_one(tmp_path, w
         assert wait(fork(train_and_die, name, folder, number, moment)) == -signal.SIGKILL
         saved = number if moment == "after renaming" else number - 1
         assert (folder / "checkpoint.pt").exists() == (saved >= 0)
-        if "rlhf" not in name and saved >= 0:
+        if saved >= 0:
             assert saved_step(folder) == STEPS[saved]
         assert wait(fork(start, name, folder)) == 0
         assert_same_end(folder, whole(name))
@@ -336,10 +333,7 @@ def refusal(name, path):
     return sentence
 
 
-CHECKPOINTS = [*SCRIPTS, "rlhf ppo"]
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_no_code_of_a_checkpoint_is_run(tmp_path, monkeypatch, whole, name):
     monkeypatch.chdir(tmp_path)
     for data in bombs(whole(name)):
@@ -362,7 +356,7 @@ def test_the_bombs_of_these_tests_explode(tmp_path, monkeypatch, whole):
         exploded.unlink()
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_file_that_is_not_a_whole_checkpoint_of_this_version_is_refused(tmp_path, monkeypatch, whole, name):
     monkeypatch.chdir(tmp_path)
     data, content = (whole(name) / "checkpoint.pt").read_bytes(), load(whole(name))
@@ -370,7 +364,7 @@ def test_a_file_that_is_not_a_whole_checkpoint_of_this_version_is_refused(tmp_pa
     wrong += [data[: int(part * len(data))] for part in (0.01, 0.5, 0.9, 0.999)] + [data[:-1], data[1:]]
     cases = [(x, "checkpoint") for x in wrong]
     cases.append((saved(content | {"args": content["args"] | {"new_flag": 1}}), "version"))
-    for part in ["agent"] if "rlhf" in name else content.keys() - {"args", "counters"}:
+    for part in content.keys() - {"args", "counters"}:
         cases.append((saved({key: x for key, x in content.items() if key != part}), f"its {part} does not fit"))
         if part != "replay":  # empty if it is large
             cases.append((saved(content | {part: {}}), f"its {part} does not fit"))
