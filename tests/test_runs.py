@@ -47,16 +47,10 @@ def whole(tmp_path_factory):
     @cache
     def make(variant="ppo"):
         folder = tmp_path_factory.mktemp("whole") / "run"
-        start(folder, variant)
+        train(folder, variant)
         return folder
 
     return make
-
-
-def start(folder, variant, resume=""):
-    if variant == "rlhf":
-        return rlhf.train(rlhf.Args(**TINY_RLHF, run_dir=str(folder), resume=resume))
-    return train(folder, variant, resume=resume)
 
 
 # What a run leaves
@@ -128,14 +122,14 @@ class Killed(BaseException):
     """Ends a run at once, without the checkpoint that Ctrl-C leaves."""
 
 
-REPORTS = {name: [3, 6, 1] for name in [*SCRIPTS, "ppo penalty"]} | {"vpg total-return": [1, 3, 1], "rlhf": [3, 6, 4]}
+REPORTS = {name: [3, 6, 1] for name in [*SCRIPTS, "ppo penalty"]} | {"vpg total-return": [1, 3, 1]}
 
 
-@pytest.mark.parametrize("variant", [pytest.param(x, marks=[pytest.mark.slow] * (x == "rlhf")) for x in REPORTS])
+@pytest.mark.parametrize("variant", REPORTS)
 def test_a_run_killed_and_resumed_ends_bit_for_bit_like_one_never_interrupted(tmp_path, monkeypatch, whole, variant):
     """Killed three times, when it has written so many rows since its start: those after the checkpoint come again.
 
-    Before a checkpoint beyond step 0, after one, and with less in the file than before; rlhf.py in three of its stages.
+    Before a checkpoint beyond step 0, after one, and with less in the file than before.
     """
     script = importlib.import_module(variant.split()[0])
     report, left, resume = script.Run.report, [], ""
@@ -150,10 +144,10 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_like_one_never_interrupted(tm
     for number in REPORTS[variant]:
         left[:] = range(number)
         with pytest.raises(Killed):
-            start(tmp_path, variant, resume)
+            train(tmp_path, variant, resume=resume)
         resume = str(tmp_path / "checkpoint.pt")
     monkeypatch.undo()
-    start(tmp_path, variant, resume)
+    train(tmp_path, variant, resume=resume)
     helpers.assert_same_end(tmp_path, whole(variant))
 
 
