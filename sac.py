@@ -471,7 +471,7 @@ class ActorCritic(nn.Module):
         return self.obs_norm.mean.device
 
     def distribution(self, obs):
-        """Policy at scaled observations."""
+        """The policy at obs that are scaled already, as those of replayed batches."""
         mean, log_std = self.actor(obs).chunk(2, -1)  # [B, K] each
         return SquashedGaussian(mean, log_std.clamp(-5, 2))
 
