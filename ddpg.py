@@ -21,8 +21,8 @@ TD3's fixes are flags; DDPG is --no-twin-q --policy-delay 1 --target-noise 0 --n
 Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - several environments, so that the networks are called less often
-- noise that decays, as epsilon does in dqn.py, and is held for the T steps of a rollout; in the paper it
-  is an Ornstein-Uhlenbeck process, for the same reason: independent noise cancels out
+- random actions at the start, held for the T steps of a rollout, so that they do not cancel out
+- noise drawn anew in each step, as in TD3; in the paper an Ornstein-Uhlenbeck process
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
@@ -69,19 +69,17 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 32  # G, gradient steps after each rollout
+    gradient_steps: int = 64  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
-    learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
-    n_step: int = 5  # n, rewards in a return before it bootstraps
+    learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
+    n_step: int = 3  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     policy_delay: int = 2  # gradient steps of the critics between updates of actor and targets
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # limit of that noise
     tau: float = 0.005  # fraction by which the target networks move
-    noise_start: float = 1.0  # initial standard deviation of the noise on actions in [-1, 1]
-    noise_end: float = 0.1  # final standard deviation of the noise
-    exploration_fraction: float = 0.5  # fraction of training over which the noise decays linearly
+    exploration_noise: float = 0.2  # standard deviation of the noise on actions in [-1, 1]
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -193,13 +191,13 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
 def collect(agent, envs, obs, num_steps, std, warm_up):
     """Take T noisy steps in N environments; returns a Rollout and the obs to go on from.
 
-    In the warm-up the actions are random. Random actions and noise are held for all T steps: drawn
-    anew in each, they would cancel out in a system with inertia.
+    In the warm-up the actions are random, and held for all T steps: drawn anew in each, they would
+    cancel out in a system with inertia.
     """
     steps, shape = [], envs.action_space.shape
     random_act = 2 * torch.rand(shape).numpy() - 1
-    noise = std * torch.randn(shape).numpy()
     for _ in range(num_steps):
+        noise = std * torch.randn(shape).numpy()
         act = random_act if warm_up else (agent.act(obs) + noise).clip(-1, 1)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
@@ -226,15 +224,12 @@ def train(args):
                 replay.end_episodes()  # the reset breaks them off
                 run.save()
                 obs = run.reset()  # as a resumed run does, so that both go on alike, bit for bit
-            progress = run.step / args.total_timesteps
-            decay = 1 - progress if args.anneal_lr else 1
+            decay = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
             for optimizer in optimizers.values():
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
-            stds = args.noise_start, args.noise_end
-            std = float(np.interp(progress, [0, args.exploration_fraction], stds))
 
             # Collect T steps in each of N environments, with noise on the actor's actions.
-            warm_up = len(replay) < args.learning_starts
+            std, warm_up = args.exploration_noise, len(replay) < args.learning_starts
             rollout, obs = collect(agent, envs, obs, args.num_steps, std, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
@@ -242,7 +237,7 @@ def train(args):
 
             # Update by G gradient steps on replayed transitions.
             metrics = update(agent, actor_optimizer, critic_optimizer, replay, args)
-            run.report(rollout, metrics | {"noise": std})  # adds to run.step
+            run.report(rollout, metrics)  # adds to run.step
     return agent
 
 

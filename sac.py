@@ -16,7 +16,6 @@ delay: the policy's own randomness smooths the targets. The smaller of the two c
 actor. alpha, the temperature, rises while the entropy is below its target and falls while it is above.
 
 Not in the papers:
-- n-step returns, as in dqn.py; the entropy of the steps in between is left out of them
 - several environments, so that the networks are called less often
 - random actions at the start, held for the T steps of a rollout, so that they do not cancel out
 - alpha starts at 0.02, because rewards are scaled: their discounted sums have a deviation of 1
@@ -26,8 +25,8 @@ Not in the papers:
 - gradient norms clipped, so that a rare, huge gradient does little harm
 - orthogonal initialization, so that layers keep the scale of their inputs
 - bootstrapping from the last state at a time limit, because the episode would have gone on
-Left out: the separate network for V of the first paper. Actions without bounds are refused: the
-policy is squashed into them.
+Left out: the separate network for V of the first paper and, with --n-step above 1, the entropy of the
+steps in between. Actions without bounds are refused: the policy is squashed into them.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions; K action components.
 """
@@ -66,11 +65,11 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 32  # G, gradient steps after each rollout
+    gradient_steps: int = 64  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
-    n_step: int = 5  # n, rewards in a return before it bootstraps
+    n_step: int = 1  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     tau: float = 0.005  # fraction by which the target networks move
     alpha: float = 0.02  # temperature: what one nat of entropy is worth, in units of scaled reward

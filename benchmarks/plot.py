@@ -159,6 +159,19 @@ def picture_of_cartpole(rows, path):
     save(figure, path)
 
 
+def picture_of_pendulum(rows, path):
+    """Return against environment steps on a log axis: how much less the off-policy scripts need."""
+    figure, axes = plt.subplots(figsize=(8.5, 3.2), layout="constrained")
+    for name in "trpo", "ppo", "ddpg", "sac":
+        draw(axes, curves(runs_of(rows, name, "Pendulum-v1")), f"{name}.py", COLORS[name], log=True, linewidth=2)
+    axes.axhline(-200, color="black", linewidth=0.8, linestyle=":", zorder=1)
+    axes.set(xscale="log", xlabel="environment steps (log scale)", ylabel="return on Pendulum-v1")
+    axes.set_xticks([3_000, 10_000, 30_000, 100_000], ["3k", "10k", "30k", "100k"])
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    save(figure, path)
+
+
 def picture_of_all(rows, path):
     """Return against steps, a panel for each environment."""
     envs = distinct(rows, "env_id")
@@ -206,7 +219,8 @@ def draw_path(axes, rows, column, label, color):
     axes.plot(np.sqrt(kl.clip(0)), gold, color=color, linewidth=1.6, label=label)
 
 
-PICTURES = {"cartpole": picture_of_cartpole, "curves": picture_of_all, "rlhf": picture_of_rlhf}
+PICTURES = {"cartpole": picture_of_cartpole, "pendulum": picture_of_pendulum}
+PICTURES |= {"curves": picture_of_all, "rlhf": picture_of_rlhf}
 
 
 # Tables

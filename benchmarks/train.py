@@ -43,6 +43,7 @@ FRESH = {("dqn", "CartPole-v1"): 201} | {("a2c", env): 201 for env in A2C_AGAIN}
 FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in ROBOTS}
 FRESH["a2c", "HalfCheetah-v5"] = 301
 FRESH["ppo", "ALE/Pong-v5"] = 201
+FRESH |= {(script, env): 201 for script in ("ddpg", "sac") for env in ("Pendulum-v1", "MountainCarContinuous-v0")}
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
     ("CartPole-v1", 100, 100, {"vpg": 100_000, "a2c": 200_000, "trpo": 100_000, "ppo": 100_000, "dqn": 50_000}),
@@ -62,6 +63,8 @@ TASKS += [
     ("Pendulum-v1", 20, 100, {"ddpg": 20_000, "sac": 20_000}),
     ("MountainCarContinuous-v0", 10, 100, {"ddpg": 50_000, "sac": 50_000}),
     ("InvertedPendulum-v5", 10, 10, {"ddpg": 50_000, "sac": 50_000}),
+    ("LunarLanderContinuous-v3", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
+    ("BipedalWalker-v3", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
     ("HalfCheetah-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
     ("Walker2d-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
 ]
@@ -192,6 +195,14 @@ def append(path, row):
         writer.writerow(row)
 
 
+def rows_of(path):
+    """Rows of a table, none if it is not there."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def here():
     """Commit, machine and versions, for new rows."""
     found = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True)
@@ -219,10 +230,7 @@ def main(
         workers: runs at a time
         dry_run: print the commands only
     """
-    done = set()
-    if RESULTS.exists():
-        with open(RESULTS, newline="") as file:
-            done = {row["command"] for row in csv.DictReader(file)}
+    done = {row["command"] for row in rows_of(RESULTS)}
     wanted = [job for job in jobs() if all(word in job.command for word in words)]
     missing = [job for job in wanted if job.command not in done]
     if dry_run:

@@ -29,8 +29,7 @@ MAY_DIFFER = {
 ONE_MAY_DIFFER = {
     "dqn": {"ACTIONS": "lists Discrete alone", "collect": "epsilon-greedy; the replay buffer is in main memory"}
     | {"td_target": "Q of all actions, and a choice", "td_loss": "Q(s, .), not Q(s, a)"}
-    | {"flag tau": "one target network"}
-    | {"flag exploration_fraction": "epsilon decays, not noise"},
+    | {"flag tau": "one target network"},
     "ddpg": {"ACTIONS": "lists Box alone", "collect": "the actor's actions and noise; the buffer is in main memory"}
     | {"td_loss": "the target actor's actions", "policy_loss": "Q alone", "ActorCritic": "Q(s, a) and targets"},
     "sac": {"ACTIONS": "lists Box alone", "collect": "sampled actions; the replay buffer is in main memory"}

@@ -77,7 +77,7 @@ def test_a_run_leaves_its_flags_its_metrics_a_checkpoint_and_an_evaluation(whole
     assert json.loads((folder / "args.json").read_text())["num_envs"] == 2
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [32 * i for i in range(1, 11)]
-    replay = {"dqn": {"epsilon"}, "ddpg": {"policy_loss", "noise"}, "sac": {"policy_loss", "entropy", "alpha"}}
+    replay = {"dqn": {"epsilon"}, "ddpg": {"policy_loss"}, "sac": {"policy_loss", "entropy", "alpha"}}
     losses = {"td_loss", "q_value"} | replay[name] if name in replay else {"policy_loss", "value_loss", "entropy"}
     assert {"episodic_length", "grad_norm"} | losses <= rows[0].keys()
     assert float(rows[-1]["episodic_return"]) == pytest.approx(np.mean(load(folder)["counters"][2], 0)[0])
