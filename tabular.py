@@ -731,7 +731,7 @@ FIGURES = {
     ),
     "6.3": Figure(  # the book averages 100,000 episodes for the asymptotic performance
         agents=tuple(f"{name}:alpha={alpha}" for name in ("expected-sarsa", "sarsa", "q-learning") for alpha in TENTHS),
-        runs=40,
+        runs=30,
         ylim=(-160, 0),
     ),
     "6.5": Figure(
