@@ -11,12 +11,13 @@ from itertools import combinations
 import gymnasium as gym
 import numpy as np
 import pytest
+import tyro
 
 from tests import family
 from tests.helpers import CONTINUOUS, ROOT, SCRIPTS, assert_same_agent
 
 sys.path.append(str(ROOT / "benchmarks"))  # after the scripts: both folders have a rlhf.py
-plot, train, speed = map(importlib.import_module, ["plot", "train", "speed"])
+plot, train, speed, details = map(importlib.import_module, ["plot", "train", "speed", "details"])
 
 ALL = [*SCRIPTS, "bandit", "tabular", "rlhf"]
 TEXTS = {name: (ROOT / f"{name}.py").read_text() for name in ALL}
@@ -154,6 +155,18 @@ def test_the_speeds_are_those_of_settings_that_the_scripts_have():
     assert plot.distinct(plot.table("speed.csv"), "case") == list(speed.CASES)
     for case in speed.CASES.values():
         importlib.import_module(case.script).Args(**case.flags)
+
+
+@pytest.mark.parametrize("script", details.VARIANTS)
+def test_each_departure_can_be_switched_off_by_flags_or_an_edit_of_a_copy(script):
+    module = importlib.import_module(script)
+    for change in details.VARIANTS[script].values():
+        if isinstance(change, tuple):
+            compile(details.edited(script, *change), script, "exec")
+        else:
+            assert tyro.cli(module.Args, args=change.split()) != module.Args()
+    with pytest.raises(ValueError, match="not exactly once: self"):
+        details.edited(script, "self", "")
 
 
 # Documents
