@@ -1,10 +1,10 @@
 """Tabular reinforcement learning: dynamic programming, Monte Carlo and temporal-difference learning.
 
-Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapters 3 to 8, and one lesson each
-from chapters 11, 12 and 13. Read it after bandit.py, with the book at hand: each learner is one of its boxes.
+Sutton and Barto (2018), "Reinforcement Learning: An Introduction", second edition, chapters 3 to 8, and one method each
+from chapters 11, 12 and 13. Read it after bandit.py, with the book at hand: most learners are one of its boxes.
 
 In state s an agent takes action a, receives reward r and comes to state s'. The return G is the sum of the rewards to
-come, each discounted by gamma per step. v(s) is the expected return from s, and q(s, a) the expected return after a.
+come, each discounted by gamma per step. Under a policy, v(s) is the expected return from s, q(s, a) that after a in s.
 
 - value-iteration and policy-iteration plan: they know the probabilities p(s', r | s, a).
 - monte-carlo, sarsa, expected-sarsa, q-learning, double-q-learning, n-step-sarsa, sarsa-lambda and dyna-q learn Q(s, a)
@@ -15,7 +15,7 @@ come, each discounted by gamma per step. v(s) is the expected return from s, and
 Questions that a learner asks:
 
 - Does Bellman's equation hold for any policy? There are two equations. v(s) = E[r + gamma v(s')], with a from pi, holds
-  for any policy pi (Eq. 3.14). v(s) = max_a E[r + gamma v(s')] holds only for optimal policies (Eq. 3.19).
+  for any policy pi (Eq. 3.14). v(s) = max_a E[r + gamma v(s')] holds only for optimal policies (Eq. 3.18).
 - Bootstrapping or sampling? A method bootstraps if its target contains an estimate, that of the next state. It samples
   if it uses one next state that occurred, instead of an expectation over all, for which it would need a model. Dynamic
   programming bootstraps. Monte Carlo samples: it has the variance of a whole episode, but no bias from wrong estimates.
@@ -23,12 +23,12 @@ Questions that a learner asks:
 - On-policy or off-policy? On-policy methods learn the values of the policy that acts, including its exploration.
   q-learning, double-q-learning and dyna-q explore too, but learn the values of the greedy policy. At the cliff
   (--figure 6.6) the greedy policy walks along the edge, and the agent falls when it explores.
-- Why does Q-learning converge? In expectation, its update is a contraction: the largest error of the targets is at most
-  gamma times that of Q. Step sizes with an infinite sum and a finite sum of squares (Robbins and Monro) average out the
-  noise. A constant step size, as here and in the book's figures, forgets, and leaves some noise.
+- Why does Q-learning converge? All pairs (s, a) must be visited again and again. In expectation, its update is a
+  contraction for gamma < 1: the largest error of the targets is at most gamma times that of Q. Step sizes with an
+  infinite sum and a finite sum of squares (Eq. 2.7) average out the noise. A constant one, as here, leaves some noise.
 - Why does dqn.py have a target network? With function approximation, an update also changes other values, even those in
-  its own target. Off-policy, the weights may then diverge (--figure 11.2). With targets from a copy of the weights that
-  changes rarely, it is regression on fixed targets in between.
+  its own target. Off-policy, the weights may then diverge (--figure 11.2). A copy of the weights that changes rarely
+  makes it regression on fixed targets in between; with one made every 500 steps, the error stays bounded there.
 - Why is truncation not termination? No reward follows a terminal state, so its value is 0. A time limit is not part of
   the state. The task could go on from s', so the target needs the estimated value of s'.
 """
@@ -99,7 +99,8 @@ def make_model(P, start, **others):
         return [(float(p), int(s), *result) for p, s, *result in outcomes if p]
 
     # P also has outcomes for terminal states, from which the episode seems to go on in CliffWalking and Taxi, and for
-    # others that no episode visits. Here these states end the episode at once, with value 0.
+    # others that no episode visits. These states are replaced: they end the episode at once, with value 0. After a
+    # terminal outcome, the state in it is a placeholder.
     model = []
     for s in range(len(P)):
         model.append([[(1.0, s, 0.0, True)]] * len(P[s]))
@@ -107,17 +108,14 @@ def make_model(P, start, **others):
     while todo:
         s = todo.pop()
         visited.add(s)
-        model[s] = [clean(P[s][a]) for a, _ in enumerate(P[s])]
+        model[s] = [clean(P[s][a]) for a in range(len(P[s]))]
         for outcomes in model[s]:
             todo |= {next_s for _, next_s, _, end in outcomes if not end} - visited
     return Model(model, list(start), **others)
 
 
 def q_values(P, v, gamma):
-    """q(s, a) = E[r + gamma v(s')], the expectation in Bellman's equations (Eq. 4.6): v [S] -> q [S][A].
-
-    P may list a next state twice, as FrozenLake does at its edges; the sum over outcomes counts both.
-    """
+    """q(s, a) = E[r + gamma v(s')], the expectation in Bellman's equations (Eq. 4.6): v [S] -> q [S][A]."""
 
     def expectation(outcomes):
         total = 0.0
@@ -129,7 +127,7 @@ def q_values(P, v, gamma):
 
 
 def value_iteration(P, gamma, tolerance=1e-10):
-    """The optimal v, [S] (Eq. 4.10). Raises InputError if it is not finite."""
+    """The optimal v, [S] (Eq. 4.10). Raises InputError if it is not found in 100,000 sweeps."""
     v = [0.0] * len(P)
     for _ in range(100_000):
         old, v = v, [max(q) for q in q_values(P, v, gamma)]
@@ -140,7 +138,7 @@ def value_iteration(P, gamma, tolerance=1e-10):
 
 def policy_iteration(P, gamma):
     """v of an optimal policy, [S], and the policy, [S][A]: evaluation and improvement in turn (section 4.3)."""
-    policy = [[1 / len(actions)] * len(actions) for actions in P]
+    policy = [[1 / len(actions)] * len(actions) for actions in P]  # with gamma = 1 the first one must end, too
     while True:
         v = evaluate(P, policy, gamma)
         q = q_values(P, v, gamma)
@@ -153,7 +151,7 @@ def policy_iteration(P, gamma):
 def evaluate(P, policy, gamma):
     """v of a policy [S][A], the solution of the linear system v = r + gamma T v (Eq. 3.14), [S]. Raises InputError."""
     T, r = transitions(P, policy)
-    can_end = T.sum(1) < 1 - 1e-9
+    can_end = T.sum(1) < 1 - 1e-9  # in one step; then, in two, in three, until no state is added
     while gamma == 1 and not can_end.all():
         before, can_end = can_end, can_end | (T @ can_end > 0)
         if np.array_equal(before, can_end):
@@ -163,8 +161,7 @@ def evaluate(P, policy, gamma):
 
 def transitions(P, policy):
     """Under a policy [S][A]: the probability T(s, s') to go on in s', [S, S], and the expected reward r(s), [S]."""
-    r = np.zeros(len(P))
-    T = np.diag(r)
+    r, T = np.zeros(len(P)), np.zeros((len(P), len(P)))
     for s, actions in enumerate(P):
         for a, outcomes in enumerate(actions):
             for p, next_s, reward, terminated in outcomes:
@@ -191,8 +188,9 @@ def expected_return(model, policy, limit):
     return model.start @ v
 
 
-# Each learner is a generator. It plays one episode and learns, yields its table, and so on. An episode ends at a
-# terminal state, which has value 0, or is truncated; then the last target has the value of the state reached.
+# Each learner is a generator. It plays one episode, learns, yields its estimate, and so on. world (class World, below)
+# has reset(), the first state; step(a), which returns s', r, whether s' is terminal and whether the episode has ended;
+# and table(), Q at first. In a truncated episode, the last target of control has the value of the state reached.
 
 
 def greedy(q):
@@ -322,7 +320,7 @@ def q_learning(world, gamma, alpha=0.1, epsilon=0.1):
 def double_q_learning(world, gamma, alpha=0.1, epsilon=0.1):
     """Double Q-learning (Eq. 6.10): one table chooses the best next action, the other one gives its value."""
     one, two = world.table(), world.table()
-    q = world.table()  # their mean, which acts
+    q = world.table()  # their mean, which acts; the greedy action is that of the sum
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -352,20 +350,20 @@ def n_step_sarsa(world, gamma, n=4, alpha=0.1, epsilon=0.1):
             next_s, r, terminated, ended = world.step(a)
             steps.append((s, a, r))
             s, a = next_s, epsilon_greedy(q[next_s], epsilon)
-            while len(steps) == n or (ended and steps):
+            while len(steps) == n or (ended and steps):  # the update of step tau; at the end, of all that are left
                 G = 0.0 if terminated else q[s][a]
-                for _, _, r in reversed(steps):
-                    G = r + gamma * G
+                for _, _, reward in reversed(steps):
+                    G = reward + gamma * G
                 first_s, first_a, _ = steps.pop(0)
                 q[first_s][first_a] += alpha * (G - q[first_s][first_a])
         yield q
 
 
 def sarsa_lambda(world, gamma, lam=0.9, replacing=True, alpha=0.1, epsilon=0.1):
-    """Sarsa(lambda) (section 12.7): the error of a step also corrects the steps before it (Eq. 12.7).
+    """Sarsa(lambda) (section 12.7): the error of a step also corrects earlier pairs (s, a) (Eq. 12.7).
 
-    Their shares in it are the traces z, which decay by gamma lambda per step (Eq. 12.5). A visit adds 1 to a trace, or
-    sets it to 1 if it is replacing (Eq. 12.12). With one action per state it is TD(lambda).
+    Each is corrected in proportion to its trace z, which decays by gamma lambda per step (Eq. 12.5). A visit adds 1 to
+    a trace, or sets it to 1 if it is replacing (Eq. 12.12). With one action per state and adding, it is TD(lambda).
     """
     q = world.table()
     while True:
@@ -376,7 +374,7 @@ def sarsa_lambda(world, gamma, lam=0.9, replacing=True, alpha=0.1, epsilon=0.1):
             next_s, r, terminated, ended = world.step(a)
             next_a = epsilon_greedy(q[next_s], epsilon)
             target = r if terminated else r + gamma * q[next_s][next_a]
-            delta = target - q[s][a]  # Eq. 12.6
+            delta = target - q[s][a]  # Eq. 12.16
             z[s, a] = 1 if replacing else z.get((s, a), 0) + 1
             for i, j in z:
                 q[i][j] += alpha * delta * z[i, j]
@@ -415,8 +413,8 @@ def dyna_q(world, gamma, planning=5, alpha=0.1, epsilon=0.1):
 def importance_sampling(world, gamma, weighted=True):
     """Off-policy Monte Carlo prediction of v(start): weighted importance sampling (Eq. 5.6), or ordinary (Eq. 5.5).
 
-    The behavior is random. Each return counts as often as the policy to evaluate would have had it (Eq. 5.3). The ratio
-    in trpo.py and ppo.py is that of a single action.
+    The behavior b is uniformly random. Each return is multiplied by how much more probable its actions are under the
+    policy pi to evaluate (Eq. 5.3). The ratio in trpo.py and ppo.py is that of a single action.
     """
     total = weight = 0.0
     while True:
@@ -424,7 +422,7 @@ def importance_sampling(world, gamma, weighted=True):
         G, discount, ratio = 0.0, 1.0, 1.0
         while not ended:
             a = rng.randrange(world.num_actions[s])
-            ratio *= world.model.policy[s][a] * world.num_actions[s]
+            ratio *= world.model.policy[s][a] * world.num_actions[s]  # pi(a|s) / b(a|s)
             s, r, _, ended = world.step(a)
             G += discount * r
             discount *= gamma
@@ -436,8 +434,8 @@ def importance_sampling(world, gamma, weighted=True):
 def semi_gradient_td(world, gamma, alpha=0.01, copy_every=1):
     """Semi-gradient off-policy TD(0) with v(s) = w . x(s), here of Baird's counterexample (Eq. 11.2, 11.3).
 
-    The task goes on for ever; it yields v, [S], after each step. The target's w is a copy, made after every copy_every
-    steps: with more than 1 it is the target network of dqn.py.
+    The task goes on for ever; it yields v, [S], after each step, which stands for an episode. The target's w is a copy,
+    made after every copy_every steps: with more than 1 it is the target network of dqn.py.
     """
     x, w = BAIRD_FEATURES, BAIRD_WEIGHTS.copy()
     s = world.reset()
@@ -454,11 +452,11 @@ def semi_gradient_td(world, gamma, alpha=0.01, copy_every=1):
 
 
 def reinforce(world, gamma, alpha=2**-13, baseline=0.0):
-    """REINFORCE (Eq. 13.8) with one softmax policy for all states, as in Example 13.1. Its actions are left and right.
+    """REINFORCE (Eq. 13.8, with the box's gamma^t), one softmax policy for all states of Example 13.1: left or right.
 
     baseline: step size with which the mean return is learned, to be subtracted from each return (Eq. 13.11).
     """
-    theta, v = [math.log(19), 0.0], 0.0  # preferences; at first the probability of right is 0.05
+    theta, v = [math.log(19), 0.0], 0.0  # preferences, ln(0.95 / 0.05): at first the probability of right is 0.05
     while True:
         right = 1 / (1 + math.exp(theta[0] - theta[1]))
         episode, ended = [], False
@@ -498,7 +496,7 @@ class World:
         self.num_actions = [len(actions) for actions in model.P]
 
     def begin(self, seed, steps=math.inf):
-        """A new run. The episode in which it has taken this many steps is truncated."""
+        """A new run. After this many steps in all, the current episode is truncated."""
         rng.seed(seed)
         self.time, self.steps, self.returns = 0, steps, []
 
@@ -648,7 +646,8 @@ def maze():
         for move in (-1, 0), (0, 1), (1, 0), (0, -1):
             row, column = np.add(divmod(s, 9), move).clip(0, (5, 8))
             next_s = s if 9 * row + column in walls else 9 * row + column
-            P[s].append([(1, next_s, next_s == 8, next_s == 8)])
+            end = next_s == 8
+            P[s].append([(1, next_s, end, end)])
     return make_model(P, np.eye(54)[18])
 
 
@@ -708,7 +707,7 @@ MEASURES = {  # of an episode; estimate is what the agent yields after it, v the
 }
 TENTHS = tuple(i / 10 for i in range(1, 11))
 FIGURES = {
-    "5.4": Figure(  # v is 1
+    "5.4": Figure(  # v is 1; the book has single runs of ordinary importance sampling
         agents=("importance-sampling:weighted=false", "importance-sampling:weighted=true"),
         model=infinite_variance,
         measure="estimate",
@@ -716,7 +715,7 @@ FIGURES = {
         windows=((10, 10), (100, 100), (1_000, 1_000), (10_000, 10_000)),
         ylim=(0, 2),
     ),
-    "6.2": Figure(  # with Example 6.2: td and monte-carlo with constant step sizes
+    "6.2": Figure(  # batch TD and batch Monte Carlo, the average of all returns; then Example 6.2
         agents=(
             "batch-td",
             "monte-carlo:first_visit=false",
@@ -741,7 +740,7 @@ FIGURES = {
         episodes=300,
         windows=((20, 20), (251, 300)),
     ),
-    "6.6": Figure(  # Example 6.6
+    "6.6": Figure(  # the unnumbered figure of Example 6.6, and Expected Sarsa
         agents=("sarsa:alpha=0.5", "q-learning:alpha=0.5", "expected-sarsa:alpha=0.5"),
         ylim=(-100, 0),
     ),
@@ -808,7 +807,7 @@ def train(args):
     runs = play_all([(args, world, text, seed) for text in names for seed in seeds], args.processes)
     results = {text: summarize(islice(runs, args.runs)) for text in names}
     if world.model and not args.figure:
-        _, best = policy_iteration(world.model.P, args.gamma)
+        _, best = policy_iteration(world.model.P, args.gamma)  # optimal without a time limit, discounted
         optimum = expected_return(world.model, best, world.limit)
         for _, columns in results.values():
             columns["optimum"] = optimum, 0.0
