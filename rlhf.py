@@ -1,7 +1,7 @@
 """Reinforcement learning from human feedback (RLHF): from texts and rankings to a policy.
 
-1. finetune: a small transformer learns to write restaurant reviews, from texts of the language. It
-   is the reference, and stays as it is.
+1. finetune: a transformer learns to write restaurant reviews, from texts of an artificial language.
+   It is the reference, and stays as it is.
 2. compare: it writes several responses to each prompt, and a judge ranks them, with noise.
 3. fit_reward: a reward model learns to give scores that predict the rankings.
 4. improve: the policy, at first the reference, learns to write what scores high and is not too
@@ -10,36 +10,34 @@ With --rounds, stages 2 to 4 follow again, with the rankings of all rounds. As i
 (2019), arXiv:1909.08593, Stiennon et al. (2020), arXiv:2009.01325, and Ouyang et al. (2022),
 arXiv:2203.02155. There are five ways to take the last step, of which the first trains nothing:
 - best-of-n: of n responses of the reference, return the one that scores highest
-- ppo: a critic predicts the score after each word
+- ppo: a critic predicts, before each word, the rewards to come
 - rloo: other responses to the prompt are the baseline (Ahmadian et al. 2024, arXiv:2402.14740)
-- grpo: the same, scores standardized, KL in the loss (Shao et al. 2024, arXiv:2402.03300)
+- grpo: scores standardized per prompt, KL in the loss (Shao et al. 2024, arXiv:2402.03300). So it
+  does not maximize J, which is printed for comparison only, and its beta has another unit
 - dpo: no reward model; fit the policy to the rankings (Rafailov et al. 2023, arXiv:2305.18290)
 
 The models see only texts and rankings. But the language is a grammar and the judge a function, both
 in this file, so the best possible loss, accuracy and J can be computed. They are printed beside
 those that were reached.
 
-What changed from ppo.py: an environment becomes a prompt, and a step a word. The observation is the
-text so far; an episode is one response, undiscounted. The score comes after the last word, and each
-word costs beta log(pi / pi_ref). Why it costs that: the reward model is accurate only on texts like
-those it was trained on. With --kl-coef 0 the policy finds texts that it overrates, which score.png
-shows (Gao et al. 2023, arXiv:2210.10760).
-
-GRPO divides scores by their standard deviation. So it does not maximize J, and its beta has another
-unit.
+What changed from ppo.py, which is for environments: an episode is one response to a prompt, a step
+one word, undiscounted. The observation is the text so far. The score comes after the last word, and
+in ppo and rloo each word costs beta log(pi / pi_ref), since the reward model is accurate only on
+texts like those it was trained on. With --kl-coef 0 the policy finds texts that this model overrates:
+in score.png, its score rises while the judge's falls (Gao et al. 2023, arXiv:2210.10760).
 
 Not in the papers:
 - PPO's advantages minus their mean, over their standard deviation plus 0.1, in each minibatch, so
   that noise near 0 is not blown up
 - several clipped steps of RLOO on a rollout, with a ratio for each word, because sampling is slow
-- GRPO's loss a mean over all words, so that a word counts as much in a long response
+- GRPO's loss a mean over all words, so that a word counts the same in long and short responses
 - GRPO's reference the same in all rounds, as in the other algorithms
 - all pairs of a ranking in DPO, as in the loss of the reward model
 - a score of at most -1, not of -1, for a response cut off, so that none gains by not stopping
 Left out: the pretraining term in Eq. 2 of Ouyang et al., clipped value losses, weights shared by
 policy and critic, low-rank adapters, a sampling temperature.
 
-Shapes: B texts of L words, a prompt of P and a response of up to T; K responses in a ranking.
+Shapes: B texts of L words, a prompt of P and a response of up to T; R rankings of K responses.
 """
 
 # /// script
@@ -83,8 +81,8 @@ class Args:
     rounds: int = 1  # rounds of compare, fit_reward and improve
     best_of: int = 16  # n of best-of-n
     kl_coef: float = 0.2  # beta, price of a nat; the reference's scores have standard deviation 1
-    kl_target: float = 0.0  # if positive, adapt beta until a response has this KL, in nats
-    dpo_beta: float = 0.25  # beta of dpo; a difference of 1 / beta nats is one of 1 between scores
+    kl_target: float = 0.0  # if positive, adapt beta (not that of the printed J) to this KL, in nats
+    dpo_beta: float = 0.25  # beta of dpo; its unit is the noise of the rankings, not the score's deviation
     group_size: int = 4  # responses to the same prompt in rloo and grpo
     frozen_layers: int = 0  # after finetune, freeze the embeddings and this many blocks; 0: nothing
     sft_steps: int = 600  # gradient steps of finetune
@@ -106,8 +104,8 @@ class Args:
     learning_rate: float | None = None  # Adam's step size in improve; default 5e-4, for dpo 1e-4
     device: str = "cpu"  # cpu, cuda, cuda:1
     run_dir: str = ""  # output folder; default runs/rlhf__<algorithm>__<seed>__<time>
-    resume: str = ""  # checkpoint.pt to continue, with its flags; there is one after each stage
-    prompt: str = ""  # with --resume: only answer this, for example "how was the soup ?"
+    resume: str = ""  # checkpoint.pt to continue, with its flags; it is written after each stage
+    prompt: str = ""  # with --resume of a finished run: only answer this, such as "how was the soup ?"
     eval_responses: int = 2_400  # responses of policy and reference in the final evaluation
 
     def __post_init__(self):
@@ -130,7 +128,7 @@ GRAMMAR = {  # the alternatives of a symbol are equally likely; ASKED is the dis
     "MANNER": "CHARACTER | ADVERB CHARACTER",
     "LOOK": "STYLE | ADVERB STYLE",
     "ADVERB": "very | quite | not",
-    "DISH": "ASKED | ASKED | ASKED | ASKED | " + "soup | salad | bread | fish | rice | cake | pasta | steak",
+    "DISH": "ASKED | ASKED | ASKED | ASKED | soup | salad | bread | fish | rice | cake | pasta | steak",
     "STAFF": "waiter | cook | owner",
     "PLACE": "room | garden | table",
     "FLAVOR": "tasty | fresh | warm | superb | stale | salty | cold | bland",
@@ -143,9 +141,7 @@ PRAISE = dict.fromkeys(GOOD.split(), 1) | dict.fromkeys(BAD.split(), -1)
 PRAISE["superb"] = 2
 EMPHASIS = {"very": 1.5, "quite": 0.75, "not": -0.5}
 
-RULES = {}
-for symbol, rules in GRAMMAR.items():
-    RULES[symbol] = [rule.split() for rule in rules.split("|")]
+RULES = {symbol: [rule.split() for rule in rules.split("|")] for symbol, rules in GRAMMAR.items()}
 DISHES = [dish for (dish,) in RULES["DISH"] if dish != "ASKED"]
 QUESTIONS = [" ".join(words) for words in RULES["PROMPT"]]
 ALL_PROMPTS = [question.replace("ASKED", dish) for question in QUESTIONS for dish in DISHES]
@@ -252,7 +248,7 @@ def preference_loss(score):
 
 def rank(score, noise):
     """Noisy rankings of [B, K], as indices, best first: Plackett-Luce; for K = 2, Bradley-Terry."""
-    gumbel = -torch.empty_like(score).exponential_().log()
+    gumbel = -torch.empty_like(score).exponential_().log()  # the order of score + gumbel is Plackett-Luce
     return (score + noise * gumbel).argsort(1, descending=True)
 
 
@@ -276,7 +272,7 @@ def token_rewards(score, log_ratio, actions, beta):
 def gae(rew, val, lam):
     """Generalized advantage estimates, undiscounted, [B, T] (Schulman et al. 2016, Eq. 16).
 
-    Nothing is masked: rewards and values are 0 after the last action, even if it was cut off.
+    Nothing is masked: rewards and values are 0 after the last action, also of a response cut off.
     """
     delta = rew + nn.functional.pad(val[:, 1:], (0, 1)) - val
     adv, trace = torch.zeros_like(delta), 0
@@ -307,7 +303,7 @@ def clip_objective(ratio, adv, eps):
 
 
 def k3(log_ratio):
-    """Estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions sampled from pi.
+    """Estimate of KL(pi || pi_ref) from log(pi / pi_ref) of actions by pi (GRPO's Eq. 4).
 
     Schulman (2020), "Approximating KL Divergence", joschu.net/blog/kl-approx.html.
     """
@@ -332,8 +328,9 @@ def optimum(score, logp, ref_logp, beta):
 
     With Z = E_ref[exp(score / beta)] and pi* = pi_ref exp(score / beta) / Z,
     J(pi) = E_pi[score - beta log(pi / pi_ref)] = beta log Z - beta KL(pi || pi*): pi* is the best
-    policy, and beta log Z its J. Z is estimated by importance sampling: half of the samples are the
-    reference's, half the policy's, which is close to pi* and so finds the large terms.
+    policy, and beta log Z its J (Rafailov et al. 2023, Eq. 4). Z is estimated by importance sampling:
+    half of the samples are the reference's, half the policy's, which if trained well is close to pi*
+    and so finds the large terms.
     """
     log_mixture = torch.logaddexp(logp, ref_logp) - math.log(2)
     log_weight = ref_logp + score / beta - log_mixture
@@ -414,7 +411,7 @@ def fit_reward(run, args, reference, rankings):
     """The reward model: its scores predict the rankings.
 
     It starts from the reference, with a new last layer. At the end the scores of the reference's
-    responses get mean 0 and variance 1 (Ziegler et al. 2019; Stiennon et al. 2020).
+    responses get mean 0 and variance 1 (Ziegler et al. 2019).
     """
     model = copy.deepcopy(reference)
     model.head = nn.Linear(args.d_model, 1)
@@ -461,7 +458,7 @@ class BestOfN:
         return torch.cat(best)
 
     def kl(self, reference, text):
-        """An upper bound of KL(policy || reference), for each text: [B]."""
+        """An upper bound of KL(policy || reference), the same for each text: [B]."""
         bound = math.log(self.n) - (self.n - 1) / self.n
         return torch.full((len(text),), bound)
 
@@ -600,7 +597,8 @@ class Transformer(nn.Module):
         """[B, L] -> [B, L, outputs]."""
         length = text.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length)  # no look at later words
-        x = self.word(text.clamp(min=0)) + self.position(torch.arange(length))  # [B, L, D]
+        words = text.clamp(min=0)  # padding reads as <eos>; it comes last, so no action sees it
+        x = self.word(words) + self.position(torch.arange(length))  # [B, L, D]
         for layer in self.layers:
             x = layer(x, mask, is_causal=True)
         return self.head(self.norm(x))
@@ -654,12 +652,11 @@ def means(metrics):
 
 @torch.no_grad()
 def describe(text, policy, reference, reward_model, judge):
-    """Metrics of texts by a policy, {name: [B]}. Only from the score will anything be learned."""
-    likelihoods = torch.tensor([log_likelihood(x) for x in decode(text)])
+    """Metrics of texts by a policy, {name: [B]}. Nothing is learned from the judge's score here."""
+    grammatical = torch.tensor([math.isfinite(log_likelihood(x)) for x in decode(text)])
     metrics = {"score": score_responses(reward_model, text)} if reward_model else {}
     metrics |= {"judge_score": judge_all(judge, text), "kl": policy.kl(reference, text)}
-    length, grammatical = is_action(text).sum(1), likelihoods.isfinite()
-    return metrics | {"length": length, "grammatical": grammatical}
+    return metrics | {"length": is_action(text).sum(1), "grammatical": grammatical}
 
 
 @torch.no_grad()
@@ -695,7 +692,7 @@ def evaluate(args, policy, reference, reward_model, judge):
 
 
 def answers(prompts, reference, policy, judge):
-    """A text for each prompt: it, and responses of reference and policy with the judge's scores."""
+    """For each prompt, a text with responses of reference and policy, and the judge's scores."""
     columns = []
     for actor in reference, policy:
         text = actor.sample(encode(prompts))
