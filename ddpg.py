@@ -1,7 +1,8 @@
 """Deep deterministic policy gradient (DDPG), with the three fixes of TD3, for continuous actions.
 
 Lillicrap et al. (2016), "Continuous control with deep reinforcement learning", arXiv:1509.02971,
-Algorithm 1. TD3: Fujimoto, van Hoof and Meger (2018), arXiv:1802.09477, Algorithm 1.
+Algorithm 1; equation numbers are its own. TD3: Fujimoto, van Hoof and Meger (2018),
+arXiv:1802.09477, Algorithm 1.
 
 DQN acts by argmax_a Q(s, a), which for continuous actions is an optimization problem of its own. DDPG
 learns its solution: a second network, the actor mu(s), is trained to output the action with the
@@ -9,8 +10,8 @@ largest Q. Its gradient follows the critic uphill in the action: grad_a Q(s, a) 
 grad_theta mu(s) (deterministic policy gradient, Silver et al. 2014). As in DQN, the policy that
 explores may be any other, so old transitions stay useful: it is off-policy.
 
-What changed from dqn.py: Q takes the action as an input; the actor in place of argmax, in the target
-as well, where a copy of it changes slowly; actions plus noise in place of epsilon-greedy.
+What changed from dqn.py: Q takes the action as an input. The actor is in place of argmax; in the
+target it is a copy that changes slowly. Noise on actions is in place of epsilon-greedy.
 
 The actor finds the actions whose Q is too high by mistake, and the targets then spread the mistake.
 TD3's fixes are flags; DDPG is --no-twin-q --policy-delay 1 --target-noise 0 --n-step 1:
@@ -20,9 +21,11 @@ TD3's fixes are flags; DDPG is --no-twin-q --policy-delay 1 --target-noise 0 --n
 
 Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
+- half a gradient step for each transition, not one, to save time
+- the Huber loss, as in dqn.py, so that a large error moves the critics little
 - several environments, so that the networks are called less often
 - random actions at the start, held for the T steps of a rollout, so that they do not cancel out
-- noise drawn anew in each step, as in TD3; in the paper an Ornstein-Uhlenbeck process
+- noise drawn anew in each step, as in TD3; in DDPG it is an Ornstein-Uhlenbeck process
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
@@ -122,7 +125,7 @@ class Args:
 
 
 def n_step_return(rew, end, gamma):
-    """Discounted sum of rew [..., n] to the first end of an episode, and its number of steps; NumPy, [...]."""
+    """Discounted sum of rew [..., n] through the first end of an episode, and how many; NumPy, [...]."""
     used = (end.cumsum(-1) - end) == 0  # no end before this step
     powers = gamma ** np.arange(rew.shape[-1])
     return (rew * powers * used).sum(-1), used.sum(-1)
@@ -140,7 +143,7 @@ def smooth(act, std, limit):
 
 
 def td_loss(agent, batch, args):
-    """Loss of the critics' TD errors [] and the first critic's Q(s, a) [B]."""
+    """Loss of the critics' TD errors [] and the first critic's Q(s, a) [B]; obs are scaled already."""
     with torch.no_grad():
         next_act = agent.target_actor(batch.next_obs)
         next_act = smooth(next_act, args.target_noise, args.target_noise_clip)
@@ -148,12 +151,12 @@ def td_loss(agent, batch, args):
         next_val = next_q.amin(0)  # of the twins, [B] (TD3, Eq. 10)
         target = td_target(batch.ret, batch.discount, batch.terminated, next_val)
     q = torch.stack([critic(batch.obs, batch.act) for critic in agent.critics])  # [2, B]
-    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # each critic's mean
+    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # sum of both means
     return loss, q[0]
 
 
 def policy_loss(agent, batch):
-    """Minus the mean of Q(s, mu(s)), []: its gradient is the deterministic policy gradient (Eq. 6)."""
+    """Minus the mean of Q(s, mu(s)), []. Descent follows the deterministic policy gradient (Eq. 6)."""
     return -agent.critics[0](batch.obs, agent.actor(batch.obs)).mean()
 
 

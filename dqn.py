@@ -121,7 +121,7 @@ class Args:
 
 
 def n_step_return(rew, end, gamma):
-    """Discounted sum of rew [..., n] to the first end of an episode, and its number of steps; NumPy, [...]."""
+    """Discounted sum of rew [..., n] through the first end of an episode, and how many; NumPy, [...]."""
     used = (end.cumsum(-1) - end) == 0  # no end before this step
     powers = gamma ** np.arange(rew.shape[-1])
     return (rew * powers * used).sum(-1), used.sum(-1)

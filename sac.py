@@ -6,16 +6,18 @@ arXiv:1812.05905. Equation numbers refer to the second.
 
 DDPG learns the best action and explores by adding noise to it. SAC makes the noise part of the
 objective: it maximizes the sum of rewards and of alpha times the policy's entropy. So the policy is
-as random as it can be without losing much reward, and its randomness is the exploration. It depends on
-the state: wide where many actions are about as good, narrow where one is needed.
+as random as it can be without losing much reward, and its randomness is the exploration. The standard
+deviation depends on the state: wide where many actions are about as good, narrow where one is needed.
 
 What changed from ddpg.py: the actor outputs a mean and a standard deviation, and the gradient of Q
 reaches both through a sampled action (reparameterization). The value of a state is soft: Q of a
 sampled action minus alpha times its log-probability. No target actor, no noise on its actions, no
 delay: the policy's own randomness smooths the targets. The smaller of the two critics also trains the
 actor. alpha, the temperature, rises while the entropy is below its target and falls while it is above.
+Returns have one reward by default, because the entropy of later steps would be missing in them.
 
 Not in the papers:
+- half a gradient step for each transition and the Huber loss, as in ddpg.py
 - several environments, so that the networks are called less often
 - random actions at the start, held for the T steps of a rollout, so that they do not cancel out
 - alpha starts at 0.02, because rewards are scaled: their discounted sums have a deviation of 1
@@ -25,8 +27,8 @@ Not in the papers:
 - gradient norms clipped, so that a rare, huge gradient does little harm
 - orthogonal initialization, so that layers keep the scale of their inputs
 - bootstrapping from the last state at a time limit, because the episode would have gone on
-Left out: the separate network for V of the first paper and, with --n-step above 1, the entropy of the
-steps in between. Actions without bounds are refused: the policy is squashed into them.
+Left out: the separate network for V of the first paper. Actions without bounds are refused: the
+policy is squashed into them.
 
 Shapes: T steps of N environments; G gradient steps, each on B transitions; K action components.
 """
@@ -72,7 +74,7 @@ class Args:
     n_step: int = 1  # n, rewards in a return before it bootstraps
     twin_q: bool = True  # two critics; the target is the smaller of their values
     tau: float = 0.005  # fraction by which the target networks move
-    alpha: float = 0.02  # temperature: what one nat of entropy is worth, in units of scaled reward
+    alpha: float = 0.02  # initial temperature: what one nat of entropy is worth, in units of scaled reward
     tune_alpha: bool = True  # adapt the temperature to the target entropy; otherwise it stays
     target_entropy: float = -1.0  # nats per action component; for a mean of 0, a deviation of 0.09
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
@@ -117,7 +119,7 @@ class Args:
 
 
 def n_step_return(rew, end, gamma):
-    """Discounted sum of rew [..., n] to the first end of an episode, and its number of steps; NumPy, [...]."""
+    """Discounted sum of rew [..., n] through the first end of an episode, and how many; NumPy, [...]."""
     used = (end.cumsum(-1) - end) == 0  # no end before this step
     powers = gamma ** np.arange(rew.shape[-1])
     return (rew * powers * used).sum(-1), used.sum(-1)
@@ -134,7 +136,7 @@ def td_target(ret, discount, terminated, next_val):
 
 
 def td_loss(agent, batch, args):
-    """Loss of the critics' TD errors [] and the first critic's Q(s, a) [B]."""
+    """Loss of the critics' TD errors [] and the first critic's Q(s, a) [B]; obs are scaled already."""
     with torch.no_grad():
         pi = agent.distribution(batch.next_obs)
         next_act = pi.rsample()
@@ -142,7 +144,7 @@ def td_loss(agent, batch, args):
         next_val = soft_value(next_q.amin(0), pi.log_prob(next_act), agent.log_alpha.exp())
         target = td_target(batch.ret, batch.discount, batch.terminated, next_val)
     q = torch.stack([critic(batch.obs, batch.act) for critic in agent.critics])  # [2, B]
-    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # each critic's mean
+    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # sum of both means
     return loss, q[0]
 
 
@@ -157,7 +159,7 @@ def policy_loss(agent, batch):
 
 
 def temperature_loss(log_alpha, log_prob, target_entropy):
-    """Falls as alpha rises where the entropy, -log_prob [B], is below its target; [] (Eq. 18)."""
+    """Descent raises alpha where the entropy, -log_prob [B], is below its target; [] (Eq. 18)."""
     return -log_alpha * (log_prob + target_entropy).mean()  # log alpha in place of alpha
 
 
@@ -167,6 +169,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
     if len(replay) < args.learning_starts:
         return dict.fromkeys(names)
     critic_params, rows = list(agent.critics.parameters()), []
+    target_entropy = args.target_entropy * math.prod(agent.act_shape)  # of all K components
     actor_params = [param for param in agent.actor.parameters() if param.requires_grad]
     for batch in replay.sample(args, agent):  # n-step returns; obs and rewards scaled
         loss, q = td_loss(agent, batch, args)
@@ -177,7 +180,6 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         critic_optimizer.step()
 
         actor_loss, log_prob = policy_loss(agent, batch)
-        target_entropy = args.target_entropy * math.prod(agent.act_shape)
         alpha_loss = temperature_loss(agent.log_alpha, log_prob, target_entropy)
         params = [*actor_params, agent.log_alpha] if args.tune_alpha else actor_params
         actor_optimizer.zero_grad()
@@ -336,7 +338,7 @@ class SquashedGaussian:
 
     def log_prob(self, act):
         """Log-density of actions [..., K] -> [...] (Haarnoja et al., arXiv:1801.01290, Eq. 21)."""
-        u = self.u if act is self.act else act.atanh()
+        u = self.u if act is self.act else act.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         z = (u - self.mean) / self.log_std.exp()
         log_density = -(z**2) / 2 - self.log_std - math.log(2 * math.pi) / 2
         log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
