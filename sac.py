@@ -18,7 +18,6 @@ Returns have one reward by default, because the entropy of later steps would be 
 
 Not in the papers:
 - half a gradient step for each transition and the Huber loss, as in ddpg.py
-- several environments, so that the networks are called less often
 - random actions at the start, held for the T steps of a rollout, so that they do not cancel out
 - alpha starts at 0.02, because rewards are scaled: their discounted sums have a deviation of 1
 - a decaying learning rate, so that the last steps settle
@@ -67,7 +66,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 64  # G, gradient steps after each rollout
+    gradient_steps: int = 8  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
@@ -84,7 +83,7 @@ class Args:
     env_kwargs: str = "{}"  # arguments of the environment as JSON, such as '{"continuous": true}'
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     total_timesteps: int = 20_000  # steps of all environments and workers, whole rollouts only
-    num_envs: int = 8  # N, environments per worker
+    num_envs: int = 1  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float | None = None  # Adam's initial step size; default 1e-3, for images 2.5e-4
     hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers for vector observations
