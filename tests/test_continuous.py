@@ -392,6 +392,7 @@ def test_the_gain_of_a_linear_quadratic_problem_is_learned(tmp_path, name):
         P = 1 + gamma * P / (1 + gamma * P)
     flags = {"gamma": gamma, "hidden_sizes": (32, 32), "batch_size": 64, "num_steps": 5, "gradient_steps": 20}
     flags |= {"learning_rate": 3e-3, "tau": 0.02, "n_step": 1, "total_timesteps": 8_000}
+    flags |= {"num_envs": 8, "learning_starts": 1_000}
     agent = train(module, tmp_path, env_id="Linear-v0", **flags)
     x = np.linspace(-0.8, 0.8, 33, dtype=np.float32)[:, None]
     gain = gamma * P / (1 + gamma * P)
@@ -406,6 +407,7 @@ def test_no_return_continues_over_a_checkpoint_which_resets_the_environments(tmp
     module = importlib.import_module(name)
     buffers = spy(module.ReplayBuffer, "add", note=lambda replay, *_: replay)
     flags = {"total_timesteps": 256, "checkpoint_every": 16, "learning_starts": 64, "gradient_steps": 1}
+    flags["num_envs"] = 8
     train(module, tmp_path, env_id="ProbeContinuousTimeLimit-v0", **flags)
     for env in range(8):
         assert (np.flatnonzero(buffers[0].columns.done[env : 8 * 32 : 8]) + 1).tolist() == [10, 16, 26]
