@@ -258,3 +258,12 @@ def test_torchs_distribution_may_take_the_place_of_the_scripts_own(monkeypatch):
         sac.update(agent, *optimizers, Replay([batch] * 3), args)
         found.append(vector(agent.parameters()))
     torch.testing.assert_close(*found)
+
+
+def test_the_density_of_a_stored_action_is_finite_also_on_the_bounds():
+    pi = sac.SquashedGaussian(torch.zeros(3, 1, requires_grad=True), torch.zeros(3, 1))
+    log_prob = pi.log_prob(torch.tensor([[-1.0], [0.5], [1.0]]))
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all() and pi.mean.grad.isfinite().all()
+    half = torch.distributions.Normal(0, 1).log_prob(torch.tensor(0.5).atanh()) - math.log(1 - 0.5**2)
+    assert log_prob[1].item() == pytest.approx(half.item(), abs=1e-5)
