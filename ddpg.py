@@ -23,9 +23,8 @@ Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - half a gradient step for each transition, not one, to save time
 - the Huber loss, as in dqn.py, so that a large error moves the critics little
-- several environments, so that the networks are called less often
-- random actions at the start, held for the T steps of a rollout, so that they do not cancel out
-- noise drawn anew in each step, as in TD3; in DDPG it is an Ornstein-Uhlenbeck process
+- noise drawn anew in each step, as in TD3, or held (--noise-hold); DDPG's is an Ornstein-Uhlenbeck
+  process
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
@@ -72,7 +71,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 64  # G, gradient steps after each rollout
+    gradient_steps: int = 8  # G, gradient steps after each rollout
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
@@ -83,6 +82,7 @@ class Args:
     target_noise_clip: float = 0.5  # limit of that noise
     tau: float = 0.005  # fraction by which the target networks move
     exploration_noise: float = 0.2  # standard deviation of the noise on actions in [-1, 1]
+    noise_hold: int = 1  # steps that noise and random actions last, at most T; 16 for rare rewards
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -90,7 +90,7 @@ class Args:
     env_kwargs: str = "{}"  # arguments of the environment as JSON, such as '{"continuous": true}'
     seed: int = 1  # on one machine, the same seed and flags give the same run, bit for bit
     total_timesteps: int = 20_000  # steps of all environments and workers, whole rollouts only
-    num_envs: int = 8  # N, environments per worker
+    num_envs: int = 1  # N, environments per worker
     gamma: float = 0.99  # discount factor
     learning_rate: float | None = None  # Adam's initial step size; default 1e-3, for images 2.5e-4
     hidden_sizes: tuple[int, ...] = (128, 128)  # hidden layers for vector observations
@@ -114,7 +114,7 @@ class Args:
     def __post_init__(self):
         restore_flags(self)
         positive = "num_steps", "gradient_steps", "batch_size", "n_step", "tau", "policy_delay"
-        check_flags(self, *positive, "max_grad_norm")
+        check_flags(self, *positive, "max_grad_norm", "noise_hold")
         steps = self.num_envs * self.num_steps  # of a worker's rollout
         capacity = self.buffer_size // self.num_envs * self.num_envs
         if capacity < max(steps, self.learning_starts):
@@ -191,16 +191,17 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
     return metrics
 
 
-def collect(agent, envs, obs, num_steps, std, warm_up):
+def collect(agent, envs, obs, args, warm_up):
     """Take T noisy steps in N environments; returns a Rollout and the obs to go on from.
 
-    In the warm-up the actions are random, and held for all T steps: drawn anew in each, they would
-    cancel out in a system with inertia.
+    In the warm-up the actions are random. Noise that is drawn anew in each step cancels out in a
+    system with inertia; to try something for longer, hold it.
     """
     steps, shape = [], envs.action_space.shape
-    random_act = 2 * torch.rand(shape).numpy() - 1
-    for _ in range(num_steps):
-        noise = std * torch.randn(shape).numpy()
+    for step in range(args.num_steps):
+        if step % args.noise_hold == 0:
+            noise = args.exploration_noise * torch.randn(shape).numpy()
+            random_act = 2 * torch.rand(shape).numpy() - 1
         act = random_act if warm_up else (agent.act(obs) + noise).clip(-1, 1)
         next_obs, rew, terminated, truncated, _ = envs.step(act)
         done = terminated | truncated
@@ -232,8 +233,7 @@ def train(args):
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, with noise on the actor's actions.
-            std, warm_up = args.exploration_noise, len(replay) < args.learning_starts
-            rollout, obs = collect(agent, envs, obs, args.num_steps, std, warm_up)
+            rollout, obs = collect(agent, envs, obs, args, len(replay) < args.learning_starts)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)

@@ -43,8 +43,7 @@ FRESH = {("dqn", "CartPole-v1"): 201} | {("a2c", env): 201 for env in A2C_AGAIN}
 FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in ROBOTS}
 FRESH["a2c", "HalfCheetah-v5"] = 301
 FRESH["ppo", "ALE/Pong-v5"] = 201
-FRESH |= {("ddpg", "Pendulum-v1"): 201, ("ddpg", "MountainCarContinuous-v0"): 201}
-FRESH |= {("sac", "Pendulum-v1"): 301, ("sac", "MountainCarContinuous-v0"): 301}
+FRESH |= {(script, env): 301 for script in ("ddpg", "sac") for env in ("Pendulum-v1", "MountainCarContinuous-v0")}
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
     ("CartPole-v1", 100, 100, {"vpg": 100_000, "a2c": 200_000, "trpo": 100_000, "ppo": 100_000, "dqn": 50_000}),
@@ -76,6 +75,7 @@ ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
+HELD = "--noise-hold 16 --exploration-noise 0.5"  # of ddpg.py on MountainCarContinuous-v0, 10 seeds
 POINTS = 30  # kept of each learning curve
 
 
@@ -122,6 +122,9 @@ def jobs():
                     yield Job("dqn", env_id, FRESH["dqn", env_id] + i, steps["dqn"], variant, flags)
                 for name, budget in BASELINES.items():
                     yield Job(f"sb3-{name}", env_id, FIRST_SEED + i, budget)
+        if "ddpg" in steps and env_id == "MountainCarContinuous-v0":
+            for i in range(10):
+                yield Job("ddpg", env_id, FRESH["ddpg", env_id] + i, steps["ddpg"], "noise held", HELD, episodes)
 
 
 def run(job):

@@ -198,20 +198,33 @@ def test_the_fixes_reduce_the_overestimation_of_actions_whose_reward_is_noise():
 
 
 def test_noise_of_its_own_is_added_to_each_of_the_actors_actions_and_clipped(monkeypatch):
-    agent, args = make_agent(ddpg, num_envs=2)
+    flags = {"num_steps": 3, "exploration_noise": 0.1}
+    agent, args = make_agent(ddpg, num_envs=2, **flags)
     nn.init.zeros_(agent.actor[-2].weight)
     nn.init.constant_(agent.actor[-2].bias, 0.5)
     envs = ddpg.make_envs(args)
     torch.manual_seed(0)
     obs = envs.reset(seed=0)[0]
-    acts = torch.stack([ddpg.collect(agent, envs, obs, 3, 0.1, False)[0].act for _ in range(400)])[..., 0]
+    acts = torch.stack([ddpg.collect(agent, envs, obs, args, False)[0].act for _ in range(400)])[..., 0]
     assert acts.mean().item() == pytest.approx(math.tanh(0.5), abs=0.02)
     assert acts.std().item() == pytest.approx(0.1, abs=0.01)
     between = torch.corrcoef(acts.flatten(1).T) - torch.eye(6)  # steps and environments
     assert between.abs().max() < 0.2
     monkeypatch.setattr(torch, "randn", torch.ones)
-    (up,) = ddpg.collect(agent, envs, obs, 1, 0.1, False)[0].act.flatten(1)
-    assert up.tolist() == pytest.approx([math.tanh(0.5) + 0.1] * 2)
+    up = ddpg.collect(agent, envs, obs, args, False)[0].act
+    assert up.flatten().tolist() == pytest.approx([math.tanh(0.5) + 0.1] * 6)
     monkeypatch.undo()
-    wide = ddpg.collect(agent, envs, obs, 3, 1e3, False)[0].act
+    args.exploration_noise = 1e3
+    wide = ddpg.collect(agent, envs, obs, args, False)[0].act
     assert set(wide.abs().flatten().tolist()) == {1}
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_noise_and_random_actions_are_held_for_noise_hold_steps(warm_up):
+    agent, args = make_agent(ddpg, num_envs=2, num_steps=5, noise_hold=2)
+    assert ddpg.Args().noise_hold == 1
+    nn.init.zeros_(agent.actor[-2].weight)
+    envs = ddpg.make_envs(args)
+    first, *more = ddpg.collect(agent, envs, envs.reset(seed=0)[0], args, warm_up)[0].act.flatten(1).tolist()
+    assert more[0] == first and more[1] == more[2]
+    assert len({tuple(act) for act in (first, more[1], more[3])}) == 3
