@@ -80,7 +80,7 @@ class Args:
     policy_delay: int = 2  # gradient steps of the critics between updates of actor and targets
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # limit of that noise
-    tau: float = 0.005  # fraction by which the target networks move
+    tau: float = 0.01  # fraction by which the target networks move
     exploration_noise: float = 0.2  # standard deviation of the noise on actions in [-1, 1]
     noise_hold: int = 1  # steps that noise and random actions last, at most T; 16 for rare rewards
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip

@@ -43,7 +43,8 @@ FRESH = {("dqn", "CartPole-v1"): 201} | {("a2c", env): 201 for env in A2C_AGAIN}
 FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in ROBOTS}
 FRESH["a2c", "HalfCheetah-v5"] = 301
 FRESH["ppo", "ALE/Pong-v5"] = 201
-FRESH |= {(script, env): 301 for script in ("ddpg", "sac") for env in ("Pendulum-v1", "MountainCarContinuous-v0")}
+FRESH |= {("ddpg", "Pendulum-v1"): 401, ("ddpg", "MountainCarContinuous-v0"): 401}
+FRESH |= {("sac", "Pendulum-v1"): 301, ("sac", "MountainCarContinuous-v0"): 301}
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
     ("CartPole-v1", 100, 100, {"vpg": 100_000, "a2c": 200_000, "trpo": 100_000, "ppo": 100_000, "dqn": 50_000}),
