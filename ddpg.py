@@ -23,8 +23,8 @@ Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - half a gradient step for each transition, not one, to save time
 - the Huber loss, as in dqn.py, so that a large error moves the critics little
-- noise, and random actions at the start, held for 16 steps, because in a system with inertia noise of
-  single steps cancels out; DDPG has an Ornstein-Uhlenbeck process, TD3 new noise in each step
+- noise, and random actions at the start, held for 16 steps, because in a system with inertia, noise
+  of single steps cancels out; DDPG has an Ornstein-Uhlenbeck process, TD3 new noise in each step
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
