@@ -23,8 +23,9 @@ Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - half a gradient step for each transition, not one, to save time
 - the Huber loss, as in dqn.py, so that a large error moves the critics little
-- noise, and random actions at the start, held for 16 steps, because in a system with inertia, noise
-  of single steps cancels out; DDPG has an Ornstein-Uhlenbeck process, TD3 new noise in each step
+- where K = 1, noise and random actions are held for 16 steps: in a system with inertia, noise of
+  single steps cancels out; DDPG has an Ornstein-Uhlenbeck process, TD3 new noise in each step
+- less noise for each of several components, because together they do more
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
   suits many environments
@@ -81,8 +82,8 @@ class Args:
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # limit of that noise
     tau: float = 0.01  # fraction by which the target networks move
-    exploration_noise: float = 0.5  # standard deviation of the noise on actions in [-1, 1]
-    noise_hold: int = 16  # steps that noise and random actions last, at most T; 1 for robots that fall
+    exploration_noise: float = 0.5  # standard deviation of the noise on actions in [-1, 1], times K^0.5
+    noise_hold: int | None = None  # steps that noise and random actions last; default 16 if K = 1, else 1
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -194,13 +195,15 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
 def collect(agent, envs, obs, args, warm_up):
     """Take T noisy steps in N environments; returns a Rollout and the obs to go on from.
 
-    In the warm-up the actions are random. They and the noise last for several steps: drawn anew in
-    each, they would cancel out in a system with inertia.
+    In the warm-up the actions are random. If K = 1, they and the noise last for several steps: drawn
+    anew in each, they would cancel out in a system with inertia.
     """
     steps, shape = [], envs.action_space.shape
+    size = math.prod(shape[1:])  # K
+    hold = args.noise_hold or (16 if size == 1 else 1)
     for step in range(args.num_steps):
-        if step % args.noise_hold == 0:
-            noise = args.exploration_noise * torch.randn(shape).numpy()
+        if step % hold == 0:
+            noise = args.exploration_noise / size**0.5 * torch.randn(shape).numpy()
             random_act = 2 * torch.rand(shape).numpy() - 1
         act = random_act if warm_up else (agent.act(obs) + noise).clip(-1, 1)
         next_obs, rew, terminated, truncated, _ = envs.step(act)

@@ -44,6 +44,7 @@ FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in ROB
 FRESH["a2c", "HalfCheetah-v5"] = 301
 FRESH["ppo", "ALE/Pong-v5"] = 201
 FRESH |= {("ddpg", "Pendulum-v1"): 501, ("ddpg", "MountainCarContinuous-v0"): 501}
+FRESH |= {("ddpg", "HalfCheetah-v5"): 201, ("sac", "HalfCheetah-v5"): 201}
 FRESH |= {("sac", "Pendulum-v1"): 301, ("sac", "MountainCarContinuous-v0"): 301}
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
@@ -76,7 +77,6 @@ ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
-ANEW = "--noise-hold 1 --exploration-noise 0.2"  # of ddpg.py, on robots
 POINTS = 30  # kept of each learning curve
 
 
@@ -123,8 +123,6 @@ def jobs():
                     yield Job("dqn", env_id, FRESH["dqn", env_id] + i, steps["dqn"], variant, flags)
                 for name, budget in BASELINES.items():
                     yield Job(f"sb3-{name}", env_id, FIRST_SEED + i, budget)
-        if "ddpg" in steps and env_id in ("BipedalWalker-v3", *ROBOTS):
-            yield from (Job("ddpg", env_id, FIRST_SEED + i, steps["ddpg"], "noise drawn anew", ANEW) for i in range(3))
 
 
 def run(job):

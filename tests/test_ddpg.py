@@ -220,10 +220,24 @@ def test_noise_of_its_own_is_added_to_each_of_the_actors_actions_and_clipped(mon
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
-def test_noise_and_random_actions_are_held_for_noise_hold_steps(warm_up):
-    agent, args = make_agent(ddpg, num_envs=2, num_steps=5, noise_hold=2)
+@pytest.mark.parametrize(
+    ("env_id", "flags", "steps"),
+    [("Pendulum-v1", {}, [0] * 16 + [16]), ("Room-v0", {}, range(17)), ("Room-v0", {"noise_hold": 9}, [0] * 9 + [9] * 8)],
+)
+def test_noise_and_random_actions_are_held_if_there_is_one_component_or_as_a_flag_says(env_id, flags, steps, warm_up):
+    """steps: the step in which the noise of each step was drawn."""
+    agent, args = make_agent(ddpg, env_id, num_envs=2, num_steps=17, **flags)
     nn.init.zeros_(agent.actor[-2].weight)
     envs = ddpg.make_envs(args)
-    first, *more = ddpg.collect(agent, envs, envs.reset(seed=0)[0], args, warm_up)[0].act.flatten(1).tolist()
-    assert more[0] == first and more[1] == more[2]
-    assert len({tuple(act) for act in (first, more[1], more[3])}) == 3
+    acts = ddpg.collect(agent, envs, envs.reset(seed=0)[0], args, warm_up)[0].act.flatten(1).tolist()
+    assert [acts.index(act) for act in acts] == list(steps)
+
+
+def test_the_noise_of_several_components_is_divided_by_the_root_of_their_number(monkeypatch):
+    agent, args = make_agent(ddpg, "Room-v0", num_steps=1, exploration_noise=0.5)
+    nn.init.zeros_(agent.actor[-2].weight)
+    envs = ddpg.make_envs(args)
+    obs = envs.reset(seed=0)[0]
+    monkeypatch.setattr(torch, "randn", torch.ones)
+    (act,) = ddpg.collect(agent, envs, obs, args, False)[0].act.flatten(1)
+    assert act.tolist() == pytest.approx([0.5 / 2**0.5] * 2)
