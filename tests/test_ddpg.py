@@ -222,7 +222,11 @@ def test_noise_of_its_own_is_added_to_each_of_the_actors_actions_and_clipped(mon
 @pytest.mark.parametrize("warm_up", [True, False])
 @pytest.mark.parametrize(
     ("env_id", "flags", "steps"),
-    [("Pendulum-v1", {}, [0] * 16 + [16]), ("Room-v0", {}, range(17)), ("Room-v0", {"noise_hold": 9}, [0] * 9 + [9] * 8)],
+    [
+        ("Pendulum-v1", {}, [0] * 16 + [16]),
+        ("Room-v0", {}, range(17)),
+        ("Room-v0", {"noise_hold": 9}, [0] * 9 + [9] * 8),
+    ],
 )
 def test_noise_and_random_actions_are_held_if_there_is_one_component_or_as_a_flag_says(env_id, flags, steps, warm_up):
     """steps: the step in which the noise of each step was drawn."""
