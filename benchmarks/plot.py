@@ -184,7 +184,8 @@ def picture_of_all(rows, path):
         axes.set_title(env, fontsize=10)
         axes.xaxis.set_major_formatter(thousands)
         axes.tick_params(labelsize=8)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    lines = [plt.Line2D([], [], color=color, label=f"{name}.py") for name, color in COLORS.items()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
     figure.supxlabel("environment steps", fontsize=10)
     figure.supylabel("mean return of the last 20 training episodes", fontsize=10)
     save(figure, path)
