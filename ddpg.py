@@ -23,8 +23,8 @@ Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - half a gradient step for each transition, not one, to save time
 - the Huber loss, as in dqn.py, so that a large error moves the critics little
-- where K = 1, noise and random actions are held for 16 steps: in a system with inertia, noise of
-  single steps cancels out; DDPG has an Ornstein-Uhlenbeck process, TD3 new noise in each step
+- if the action has one component, noise and random actions are held for 16 steps: drawn anew in each,
+  as in TD3, they would cancel out; DDPG has an Ornstein-Uhlenbeck process
 - less noise for each of several components, because together they do more
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
@@ -82,7 +82,7 @@ class Args:
     target_noise: float = 0.2  # standard deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # limit of that noise
     tau: float = 0.01  # fraction by which the target networks move
-    exploration_noise: float = 0.5  # standard deviation of the noise on actions in [-1, 1], times K^0.5
+    exploration_noise: float = 0.5  # K^0.5 times the standard deviation of the noise on actions in [-1, 1]
     noise_hold: int | None = None  # steps that noise and random actions last; default 16 if K = 1, else 1
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0

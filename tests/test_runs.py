@@ -289,7 +289,7 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("ppo", "--num-minibatches=0 --num-minibatches=7 --num-minibatches=2048 --update-epochs=0 --objective=both"),
     ("dqn", "--batch-size=0 --gradient-steps=0 --n-step=0 --tau=0 --target-interval=0 --buffer-size=999"),
     ("ddpg sac", "--batch-size=0 --gradient-steps=0 --n-step=0 --tau=0 --buffer-size=999"),
-    ("ddpg", "--policy-delay=0"),
+    ("ddpg", "--policy-delay=0 --noise-hold=0"),
     ("sac", "--alpha=0"),
     ("bandit tabular rlhf", "--seed=-1"),
     ("bandit tabular", f"--runs=0 --runs={HUGE} --steps=-1 --agents= --figure=9.9 --run-dir=text --run-dir=results"),
