@@ -123,6 +123,7 @@ def jobs():
                     yield Job("dqn", env_id, FRESH["dqn", env_id] + i, steps["dqn"], variant, flags)
                 for name, budget in BASELINES.items():
                     yield Job(f"sb3-{name}", env_id, FIRST_SEED + i, budget)
+    yield Job("sac", "HalfCheetah-v5", 204, M, "1M")  # about an hour
 
 
 def run(job):
