@@ -23,8 +23,8 @@ Not in the papers:
 - n-step returns, as in dqn.py: faster, though later actions are off-policy
 - half a gradient step for each transition, not one, to save time
 - the Huber loss, as in dqn.py, so that a large error moves the critics little
-- if the action has one component, noise and random actions are held for 16 steps: drawn anew in each,
-  as in TD3, they would cancel out; DDPG has an Ornstein-Uhlenbeck process
+- if the action has one component, noise and random actions are held for a rollout: drawn anew in each
+  step, as in TD3, they would cancel out; DDPG has an Ornstein-Uhlenbeck process
 - less noise for each of several components, because together they do more
 - a decaying learning rate, so that the last steps settle
 - observations and rewards scaled by running statistics and clipped at 10, so that one set of flags
@@ -72,7 +72,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 8  # G, gradient steps after each rollout
+    gradient_steps: int = 8  # G, gradient steps after each rollout; raise it with N and with workers
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
@@ -83,7 +83,7 @@ class Args:
     target_noise_clip: float = 0.5  # limit of that noise
     tau: float = 0.01  # fraction by which the target networks move
     exploration_noise: float = 0.5  # K^0.5 times the standard deviation of the noise on actions in [-1, 1]
-    noise_hold: int | None = None  # steps that noise and random actions last; default 16 if K = 1, else 1
+    noise_hold: int | None = None  # steps, up to T, that noise and random actions last; default T if K = 1, else 1
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -181,7 +181,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         if agent.updates.item() % args.policy_delay == 0:
             loss = policy_loss(agent, batch)
             actor_optimizer.zero_grad()
-            loss.backward(inputs=actor_params)  # not to the critics' parameters
+            loss.backward(inputs=actor_params or None)  # not to the critics' parameters
             average_gradients(actor_params)
             nn.utils.clip_grad_norm_(actor_params, args.max_grad_norm)
             actor_optimizer.step()
@@ -200,7 +200,7 @@ def collect(agent, envs, obs, args, warm_up):
     """
     steps, shape = [], envs.action_space.shape
     size = math.prod(shape[1:])  # K
-    hold = args.noise_hold or (16 if size == 1 else 1)
+    hold = args.noise_hold or (args.num_steps if size == 1 else 1)
     for step in range(args.num_steps):
         if step % hold == 0:
             noise = args.exploration_noise / size**0.5 * torch.randn(shape).numpy()
@@ -236,7 +236,8 @@ def train(args):
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, with noise on the actor's actions.
-            rollout, obs = collect(agent, envs, obs, args, len(replay) < args.learning_starts)
+            warm_up = run.step < WORKERS * args.learning_starts
+            rollout, obs = collect(agent, envs, obs, args, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)
@@ -281,14 +282,17 @@ class ReplayBuffer:
         return min(self.count, self.size)
 
     def state_dict(self):
-        stored = {"count": self.count}
+        stored = {"count": self.count, "num_envs": self.num_envs}
         for name, x in self.columns._asdict().items():
             stored[name] = torch.from_numpy(x[: len(self)])
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
+        """Raises ValueError for another number of environments, or more than fits."""
+        if saved.get("num_envs", self.num_envs) != self.num_envs:
+            raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
-        for name in saved.keys() - {"count"}:
+        for name in saved.keys() - {"count", "num_envs"}:
             getattr(self.columns, name)[: len(self)] = saved[name].numpy()
 
     def add(self, rollout):

@@ -68,7 +68,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 8  # T, steps of each environment per rollout
-    gradient_steps: int = 16  # G, gradient steps after each rollout
+    gradient_steps: int = 16  # G, gradient steps after each rollout; raise it with N and with workers
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 100_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 1_000  # transitions stored by each worker before the first gradient step
@@ -254,14 +254,17 @@ class ReplayBuffer:
         return min(self.count, self.size)
 
     def state_dict(self):
-        stored = {"count": self.count}
+        stored = {"count": self.count, "num_envs": self.num_envs}
         for name, x in self.columns._asdict().items():
             stored[name] = torch.from_numpy(x[: len(self)])
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
+        """Raises ValueError for another number of environments, or more than fits."""
+        if saved.get("num_envs", self.num_envs) != self.num_envs:
+            raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
-        for name in saved.keys() - {"count"}:
+        for name in saved.keys() - {"count", "num_envs"}:
             getattr(self.columns, name)[: len(self)] = saved[name].numpy()
 
     def add(self, rollout):

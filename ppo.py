@@ -8,9 +8,9 @@ r = pi(a|s) / pi_old(a|s). That corrects for the changed probability of the acti
 changed distribution of states, so pi must stay close to pi_old: either the objective gives no
 incentive to move r outside [1 - eps, 1 + eps], or beta KL(pi_old || pi) is subtracted from it.
 
-What changed from a2c.py: several passes over a longer rollout, in minibatches; one optimizer; the
-importance ratio in place of the log-probability, clipped or penalized. At pi = pi_old the gradients
-of both objectives equal A2C's.
+What changed from a2c.py: several passes over a longer rollout, in minibatches; one optimizer; no
+entropy bonus by default; the importance ratio in place of the log-probability, clipped or penalized.
+At pi = pi_old the gradients of both objectives equal A2C's.
 
 Not in the paper:
 - advantages minus their mean, over their standard deviation plus 0.1, in each minibatch, so that

@@ -254,9 +254,9 @@ def rank(score, noise):
 
 def pair_accuracy(score, judge_score, noise):
     """Share of noisy pairs whose order score [B, K] predicts, and the highest possible."""
-    better, worse = torch.triu_indices(score.shape[1], score.shape[1], 1)
-    prob = torch.sigmoid((judge_score[:, better] - judge_score[:, worse]) / max(noise, 1e-9))
-    predicted = torch.where(score[:, better] > score[:, worse], prob, 1 - prob)
+    one, other = torch.triu_indices(score.shape[1], score.shape[1], 1)
+    prob = torch.sigmoid((judge_score[:, one] - judge_score[:, other]) / max(noise, 1e-9))
+    predicted = torch.where(score[:, one] > score[:, other], prob, 1 - prob)
     return predicted.mean().item(), torch.max(prob, 1 - prob).mean().item()
 
 
@@ -520,7 +520,7 @@ def update(policy, critic, optimizer, batch, beta, args):
         if args.algorithm == "ppo":
             adv = (adv - adv.mean()) / (adv.std() + ADV_STD_EPS)
             value_loss = nn.functional.mse_loss(critic.values(text)[actions], ret[actions]) / 2
-        if args.algorithm == "grpo":  # its gradient is that of KL(pi_ref || pi) for each word
+        if args.algorithm == "grpo":  # at pi = pi_old, its gradient is that of KL(pi_ref || pi) for each word
             kl_loss = k3(logp - ref_logp)[actions].mean()
         policy_loss = -clip_objective(ratio, adv, args.clip_coef)
         loss = policy_loss + value_loss + beta * kl_loss
@@ -604,7 +604,7 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))
 
     def before_each_action(self, text):
-        """Outputs given the words before each action: [B, L] -> [B, T, outputs]."""
+        """Outputs before each action, given the words up to there: [B, L] -> [B, T, outputs]."""
         return self(text[:, :-1])[:, PROMPT_WORDS - 1 :]
 
     def after_last_action(self, text):
@@ -740,10 +740,11 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.checkpoint.exists() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
-        (self.folder / "args.json").write_text(json.dumps(vars(args), indent=2))
-        self.save()
+        if not args.prompt:  # a question changes nothing
+            (self.folder / "args.json").write_text(json.dumps(vars(args), indent=2))
+            self.save()
+            print(f"--resume {self.checkpoint} continues after the last stage that ended", flush=True)
         self.seed()
-        print(f"--resume {self.checkpoint} continues after the last stage that ended", flush=True)
 
     def seed(self):
         """Seed what comes next, so that a resumed run goes on like this one, bit for bit."""

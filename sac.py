@@ -66,7 +66,7 @@ Batch = namedtuple("Batch", "obs act ret next_obs terminated discount")  # [B, .
 @dataclass
 class Args:
     num_steps: int = 16  # T, steps of each environment per rollout
-    gradient_steps: int = 8  # G, gradient steps after each rollout
+    gradient_steps: int = 8  # G, gradient steps after each rollout; raise it with N and with workers
     batch_size: int = 128  # B, transitions per gradient step, per worker
     buffer_size: int = 300_000  # transitions kept by each worker; the oldest are overwritten
     learning_starts: int = 5_000  # transitions stored by each worker before the first gradient step
@@ -182,7 +182,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         alpha_loss = temperature_loss(agent.log_alpha, log_prob, target_entropy)
         params = [*actor_params, agent.log_alpha] if args.tune_alpha else actor_params
         actor_optimizer.zero_grad()
-        (actor_loss + alpha_loss).backward(inputs=params)  # not to the critics' parameters
+        (actor_loss + alpha_loss).backward(inputs=params or None)  # not to the critics' parameters
         average_gradients(params)
         nn.utils.clip_grad_norm_(actor_params, args.max_grad_norm)
         actor_optimizer.step()
@@ -231,7 +231,7 @@ def train(args):
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, by the current policy.
-            warm_up = len(replay) < args.learning_starts
+            warm_up = run.step < WORKERS * args.learning_starts
             rollout, obs = collect(agent, envs, obs, args.num_steps, warm_up)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
@@ -277,14 +277,17 @@ class ReplayBuffer:
         return min(self.count, self.size)
 
     def state_dict(self):
-        stored = {"count": self.count}
+        stored = {"count": self.count, "num_envs": self.num_envs}
         for name, x in self.columns._asdict().items():
             stored[name] = torch.from_numpy(x[: len(self)])
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
+        """Raises ValueError for another number of environments, or more than fits."""
+        if saved.get("num_envs", self.num_envs) != self.num_envs:
+            raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
-        for name in saved.keys() - {"count"}:
+        for name in saved.keys() - {"count", "num_envs"}:
             getattr(self.columns, name)[: len(self)] = saved[name].numpy()
 
     def add(self, rollout):

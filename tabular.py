@@ -28,7 +28,7 @@ Questions that a learner asks:
   infinite sum and a finite sum of squares (Eq. 2.7) average out the noise. A constant one, as here, leaves some noise.
 - Why does dqn.py have a target network? With function approximation, an update also changes other values, even those in
   its own target. Off-policy, the weights may then diverge (--figure 11.2). A copy of the weights that changes rarely
-  makes it regression on fixed targets in between; with one made every 500 steps, the error stays bounded there.
+  makes it regression on fixed targets in between; with one made every 500 steps, the error hardly grows there.
 - Why is truncation not termination? No reward follows a terminal state, so its value is 0. A time limit is not part of
   the state. The task could go on from s', so the target needs the estimated value of s'.
 """
@@ -84,7 +84,7 @@ class Args:
 class Model(NamedTuple):
     """p(s', r | s, a) of a Markov decision process, and where it starts."""
 
-    P: list  # P[s][a] = [(probability, s', r, whether s' is terminal), ...]
+    P: list  # P[s][a] = [(probability, s', r, whether s' is terminal; if so, any number stands for s'), ...]
     start: list  # probability of each state to be the first
     policy: list | None = None  # to evaluate: probability of each action, [S][A]
     noise: list | None = None  # standard deviation of normal noise on the rewards, per state
@@ -98,9 +98,8 @@ def make_model(P, start, **others):
             raise InputError("P: the probabilities of an action's outcomes must sum to 1")
         return [(float(p), int(s), *result) for p, s, *result in outcomes if p]
 
-    # P also has outcomes for terminal states, from which the episode seems to go on in CliffWalking and Taxi, and for
-    # others that no episode visits. These states are replaced: they end the episode at once, with value 0. After a
-    # terminal outcome, the state in it is a placeholder.
+    # Only the states that an episode visits keep their P; the others end it at once, with value 0. Among these are the
+    # terminal states, from which the episode seems to go on in the P of CliffWalking and Taxi.
     model = []
     for s in range(len(P)):
         model.append([[(1.0, s, 0.0, True)]] * len(P[s]))
@@ -228,7 +227,7 @@ def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1):
             next_s, r, terminated, ended = world.step(a)
             first.setdefault((s, a), len(episode))
             episode.append((s, a, r))
-            s, a = next_s, epsilon_greedy(q[next_s], epsilon)
+            s, a = next_s, epsilon_greedy(q[next_s], epsilon)  # if next_s is terminal, a is not used
         G = 0.0 if terminated else q[s][a]
         for t, (s, a, r) in reversed([*enumerate(episode)]):
             G = r + gamma * G
@@ -241,7 +240,7 @@ def monte_carlo(world, gamma, first_visit=True, alpha=None, epsilon=0.1):
 
 def td(world, gamma, alpha=0.1):
     """TD(0) prediction (Eq. 6.2). A state has one action, 0: what the policy to evaluate does."""
-    v = [world.initial] * len(world.num_actions)
+    v = [world.initial] * len(world.model.P)
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -257,7 +256,7 @@ def batch_td(world, gamma):
 
     That is v of the maximum-likelihood model, the certainty-equivalence estimate.
     """
-    outcomes = [Counter() for _ in world.num_actions]  # how often each followed the state
+    outcomes = [Counter() for _ in world.model.P]  # how often each followed the state
     while True:
         s, ended = world.reset(), False
         while not ended:
@@ -350,7 +349,7 @@ def n_step_sarsa(world, gamma, n=4, alpha=0.1, epsilon=0.1):
             next_s, r, terminated, ended = world.step(a)
             steps.append((s, a, r))
             s, a = next_s, epsilon_greedy(q[next_s], epsilon)
-            while len(steps) == n or (ended and steps):  # the update of step tau; at the end, of all that are left
+            while len(steps) == n or (ended and steps):  # update the oldest; at the end, all that are left
                 G = 0.0 if terminated else q[s][a]
                 for _, _, reward in reversed(steps):
                     G = reward + gamma * G
@@ -647,7 +646,7 @@ def maze():
             row, column = np.add(divmod(s, 9), move).clip(0, (5, 8))
             next_s = s if 9 * row + column in walls else 9 * row + column
             end = next_s == 8
-            P[s].append([(1, next_s, end, end)])
+            P[s].append([(1, next_s, float(end), end)])
     return make_model(P, np.eye(54)[18])
 
 
@@ -838,8 +837,8 @@ def play(job):
 
     while world.time < args.steps:
         q = next(agent)
-        new = 20 * world.time // args.steps - len(points)
-        points += [np.mean(world.returns[-100:] or math.nan)] * new
+        passed = 20 * world.time // args.steps - len(points)  # of the curve's 20 points, in this episode
+        points += [np.mean(world.returns[-100:] or math.nan)] * passed
     if world.model:
         value = expected_return(world.model, greedy_policy(q), world.limit)
     else:

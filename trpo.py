@@ -197,7 +197,8 @@ def line_search(surrogate_and_kl, params, step, max_kl, shrink, tries):
 
 def update(agent, optimizer, batch, max_kl, args):
     """Take a natural gradient step on the policy, then Adam steps on the critic; returns metrics."""
-    policy_params, value_params = agent.policy_parameters(), list(agent.critic.parameters())
+    policy_params = [param for param in agent.policy_parameters() if param.requires_grad]
+    value_params = list(agent.critic.parameters())
     adv = (batch.adv - batch.adv.mean()) / (batch.adv.std() + ADV_STD_EPS)
     pi = agent.policy(batch.obs)
     with torch.no_grad():

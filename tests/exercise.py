@@ -14,7 +14,7 @@ import types
 import gymnasium as gym
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import CONTINUOUS, ROOT
 from tests.pages import definition
 
 EXERCISES = {  # {script: {function: which of the script's tests}}, in order of difficulty
@@ -23,7 +23,7 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "total_return": "time_limit_ends_the_return or only_the_total_return",
         "started_before": "began_in_time",
     },
-    "a2c": {"gae": "with_lambda_1", "update": "losses_by_hand or entropy_bonus"},
+    "a2c": {"gae": "gae or worth_its_value or with_lambda_1", "update": "losses_by_hand or entropy_bonus"},
     "trpo": {
         "surrogate": "surrogate_by_hand",
         "natural_gradient_step": "ends_on_the_boundary or without_a_natural_gradient",
@@ -40,9 +40,9 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "td_loss": "gradient_step_by_hand or only_the_value_of_the_action",
     },
     "ddpg": {
-        "policy_loss": "gradient_vanishes or the_gradient_is_that_of_q",
+        "policy_loss": "gradient_vanishes or the_gradient_is_that_of_q or first_critic_alone",
         "smooth": "smoothing_is",
-        "td_loss": "target_actors_action",
+        "td_loss": "target_actors_action or smaller_of_two or target_noise_changes or (both_critics and ddpg)",
     },
     "bandit": {
         "GradientBandit.policy": "gradient_actions or step_of_the_gradient",
@@ -57,7 +57,7 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
     "sac": {
         "soft_value": "a_state_is_soft",
         "temperature_loss": "alpha_rises",
-        "policy_loss": "loss_is_the_same or twins_trains_the_actor",
+        "policy_loss": "loss_is_the_same or twins_trains_the_actor or does_not_change_the_temperature",
     },
     "rlhf": {
         "preference_loss": "preference_loss_by_hand",
@@ -99,7 +99,8 @@ def check(script, which, path, *options, plugins=()):
     """Run tests of a script on the file at path; returns pytest's exit status."""
     options = *"-q --no-header --disable-warnings -p no:cacheprovider -k".split(), which, *options
     with in_place_of(script, path):
-        return pytest.main([*options, str(ROOT / f"tests/test_{script}.py")], [*plugins])
+        files = [f"test_{script}.py"] + ["test_continuous.py"] * (script in CONTINUOUS)
+        return pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], [*plugins])
 
 
 def main(argv=None, folder=ROOT / "exercises"):

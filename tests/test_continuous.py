@@ -138,6 +138,18 @@ def test_the_actors_step_leaves_the_critics_alone_and_adds_nothing_to_their_grad
 
 
 @every_script
+def test_the_critics_of_a_frozen_actor_are_trained(name):
+    module = importlib.import_module(name)
+    agent, *optimizers, args = make(module, **{"policy_delay": 1} if name == "ddpg" else {"tune_alpha": False})
+    agent.actor.requires_grad_(False)
+    before = [vector(part.parameters()) for part in (agent.actor, agent.critics, agent.target_critics)]
+    module.update(agent, *optimizers, Replay([make_batch(module)]), args)
+    actor, *others = [vector(part.parameters()) for part in (agent.actor, agent.critics, agent.target_critics)]
+    assert torch.equal(actor, before[0])
+    assert not any(torch.equal(*pair) for pair in zip(others, before[1:]))
+
+
+@every_script
 def test_both_critics_are_trained_toward_the_same_target(name):
     """Their outputs are constant: 1 and 5. The target is 1 + 0.9 times the smaller value 2 of the two targets, 2 and 4.
 
@@ -309,6 +321,19 @@ def test_actions_are_random_until_learning_starts(tmp_path, spy, name):
     train(module, tmp_path, learning_starts=80, total_timesteps=160, **FOUR)
     assert warm_ups == [True, True, True, False, False]
     assert [metrics["td_loss"] is None for metrics in learned] == [True, True, False, False, False]
+
+
+@every_script
+def test_a_run_resumed_without_its_buffer_fills_a_new_one_by_the_actions_of_the_agent(tmp_path, spy, name, monkeypatch):
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "MAX_SAVED_BYTES", 0)
+    flags = FOUR | {"learning_starts": 64}
+    train(module, tmp_path, total_timesteps=96, **flags)
+    warm_ups = spy(module, "collect", note=lambda *args: args[-1])
+    learned = spy(module, "update", results=True)
+    module.train(module.Args(resume=str(tmp_path / "run/checkpoint.pt"), total_timesteps=192))
+    assert warm_ups == [False] * 3
+    assert [metrics["td_loss"] is None for metrics in learned] == [True, False, False]
 
 
 @every_script

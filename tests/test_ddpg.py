@@ -223,7 +223,8 @@ def test_noise_of_its_own_is_added_to_each_of_the_actors_actions_and_clipped(mon
 @pytest.mark.parametrize(
     ("env_id", "flags", "steps"),
     [
-        ("Pendulum-v1", {}, [0] * 16 + [16]),
+        ("Pendulum-v1", {}, [0] * 17),
+        ("Pendulum-v1", {"noise_hold": 16}, [0] * 16 + [16]),
         ("Room-v0", {}, range(17)),
         ("Room-v0", {"noise_hold": 9}, [0] * 9 + [9] * 8),
     ],

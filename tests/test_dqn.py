@@ -184,6 +184,12 @@ def test_images_are_kept_as_bytes():
         assert np.array_equal(column[:2], image[0])
 
 
+def test_the_buffer_of_another_number_of_environments_is_refused():
+    """They take turns in it, so the successor of a transition would be another one's."""
+    with pytest.raises(ValueError, match="environments"):
+        make_replay(8, num_envs=2).load_state_dict(make_replay(8, num_envs=4).state_dict())
+
+
 @pytest.mark.parametrize("steps", [2, 3, 7])  # of each environment; there is room for 3
 def test_a_restored_buffer_holds_the_same_and_overwrites_the_same(steps):
     replay, copy, ids = make_replay(6, 2), make_replay(6, 2), np.arange(14).reshape(7, 1, 2)

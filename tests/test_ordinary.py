@@ -104,6 +104,15 @@ def test_a_layer_that_is_frozen_later_stays_as_it_is(name):
     assert torch.equal(vector(layer.parameters()), before)
 
 
+def test_a_layer_of_trpos_policy_may_be_frozen():
+    trainee = Trainee("trpo")
+    trainee.agent.actor[0].requires_grad_(False)
+    frozen, trained = (vector(trainee.agent.actor[i].parameters()) for i in (0, -1))
+    trainee.update()
+    assert torch.equal(vector(trainee.agent.actor[0].parameters()), frozen)
+    assert not torch.equal(vector(trainee.agent.actor[-1].parameters()), trained)
+
+
 @pytest.mark.parametrize("name", ["a2c", "ppo"])
 def test_a_critic_that_is_frozen_later_stays_as_it_is(name):
     trainee = Trainee(name)

@@ -209,7 +209,7 @@ def test_the_soft_bellman_equation_holds_at_the_optimum():
 @pytest.mark.parametrize(("log_prob", "gradient"), [(2.0, -1.0), (0.5, 0.5), (1.0, 0.0)])
 def test_alpha_rises_where_the_entropy_is_below_its_target(log_prob, gradient):
     """A target entropy of -1 is a mean log-probability of 1."""
-    log_alpha = torch.zeros((), requires_grad=True)
+    log_alpha = torch.ones((), requires_grad=True)
     sac.temperature_loss(log_alpha, torch.tensor([log_prob - 1, log_prob + 1]), -1.0).backward()
     assert log_alpha.grad.item() == gradient
 
