@@ -177,7 +177,7 @@ def train(args):
 
             # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
-                both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
+                both = torch.stack([rollout.obs, rollout.next_obs]).flatten(0, 2)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
                 agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
@@ -364,7 +364,7 @@ class ActorCritic(nn.Module):
             logits = out.unflatten(-1, self.missing.shape)  # [B, K, M]
             return Categorical(logits.masked_fill(self.missing, -1e9))  # -inf: entropy nan
         mean = out.tanh() if self.bounded else out  # clamp would have no gradient out of bounds
-        return Gaussian(mean, self.log_std.clone())  # later steps do not change it
+        return Gaussian(mean, self.log_std.clone())  # a copy: later steps do not change it
 
     def value(self, obs):
         """Expected discounted return in units of scaled reward, [B, *obs] -> [B]."""
@@ -492,6 +492,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)

@@ -261,7 +261,7 @@ class GradientBandit(Agent):
     def get_action(self):
         cdf = self.policy().cumsum(-1)[:, :-1]  # the last entry, 1, could round to less than u
         u = self.rng.random((self.num_runs, 1))
-        return (cdf < u).sum(-1)  # inverse CDF
+        return (cdf <= u).sum(-1)  # inverse CDF
 
     def observe(self, arm, reward, info):
         super().observe(arm, reward, info)
@@ -432,10 +432,10 @@ def train(args):
         for text, agent in agents.items():
             bar.set_description(text)
             reward, best, regret = play(agent, envs, args.steps, args.seed, bar)
-            percent = 100 * best[-100:].mean(0)
-            row = with_errors(reward.mean(0), percent, regret.sum(0))
+            percent = 100 * best
+            row = with_errors(reward.mean(0), percent[-100:].mean(0), regret.sum(0))
             table.append((text, *row.values()))
-            curves[text] = with_errors(reward, best, regret.cumsum(0))
+            curves[text] = with_errors(reward, percent, regret.cumsum(0))
 
     save(folder, args, table, curves)
     return table, folder
@@ -582,7 +582,7 @@ def plot_curves(upper, lower, curves):
     for text, curve in curves.items():
         steps = range(1, len(curve["reward"]) + 1)
         upper.plot(steps, curve["reward"], label=text, linewidth=1)
-        lower.plot(steps, 100 * curve["best_arm"], linewidth=1)
+        lower.plot(steps, curve["best_arm"], linewidth=1)
     upper.set(ylabel="average reward")
     lower.set(ylabel="best arm, %", xlabel="step", ylim=(0, 100))
 

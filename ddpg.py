@@ -150,9 +150,9 @@ def td_loss(agent, batch, args):
         next_act = smooth(next_act, args.target_noise, args.target_noise_clip)
         next_q = torch.stack([target(batch.next_obs, next_act) for target in agent.target_critics])
         next_val = next_q.amin(0)  # of the twins, [B] (TD3, Eq. 10)
-        target = td_target(batch.ret, batch.discount, batch.terminated, next_val)
+        y = td_target(batch.ret, batch.discount, batch.terminated, next_val)
     q = torch.stack([critic(batch.obs, batch.act) for critic in agent.critics])  # [2, B]
-    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # sum of both means
+    loss = nn.functional.huber_loss(q, y.expand_as(q)) * len(q)  # sum of both means
     return loss, q[0]
 
 
@@ -288,7 +288,7 @@ class ReplayBuffer:
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
-        """Raises ValueError for another number of environments, or more than fits."""
+        """Raises ValueError for another number of environments or another size."""
         if saved.get("num_envs", self.num_envs) != self.num_envs:
             raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
@@ -587,6 +587,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)

@@ -137,15 +137,15 @@ def td_target(ret, discount, terminated, next_q, next_act):
 
 
 def td_loss(agent, batch, args):
-    """Loss of the TD errors [] and the action values Q(s, a) [B]."""
+    """Loss of the TD errors [] and the action values Q(s, a) [B]; obs are scaled already."""
     with torch.no_grad():
         next_q = agent.target(batch.next_obs)
         # Double Q-learning: one network chooses, the other evaluates (van Hasselt et al., Eq. 4).
         next_act = (agent.network(batch.next_obs) if args.double_q else next_q).argmax(-1)
-        target = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
+        y = td_target(batch.ret, batch.discount, batch.terminated, next_q, next_act)
     q = agent.network(batch.obs)  # [B, A]
     q = q.gather(-1, batch.act[:, None])[:, 0]
-    return nn.functional.huber_loss(q, target), q  # linear beyond 1: the paper's clipped error
+    return nn.functional.huber_loss(q, y), q  # linear beyond 1: the paper's clipped error
 
 
 def update(agent, optimizer, replay, args):
@@ -260,7 +260,7 @@ class ReplayBuffer:
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
-        """Raises ValueError for another number of environments, or more than fits."""
+        """Raises ValueError for another number of environments or another size."""
         if saved.get("num_envs", self.num_envs) != self.num_envs:
             raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
@@ -523,6 +523,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)

@@ -21,7 +21,7 @@ Not in the paper:
 - orthogonal initialization, small in the policy's last layer, so that all actions are tried
 - tanh on the mean of bounded actions, so that it cannot leave the bounds
 - bootstrapping from the last state at a time limit, because the episode would have gone on
-- the KL estimated from the actions taken, so that any distribution with log_prob will do
+- the KL estimated from the actions taken, so that no distribution needs a formula for it
 Left out: a network shared by policy and value. Value clipping is neither in the paper nor here.
 
 Shapes: T steps of N environments; B rows of a batch (T N) or of a minibatch; K action components.
@@ -69,7 +69,7 @@ class Args:
     num_minibatches: int = 8  # minibatches per pass, one gradient step each
     gae_lambda: float = 0.98  # lambda of GAE; smaller: less variance, more error from the critic
     ent_coef: float = 0.0  # weight of the entropy bonus
-    vf_coef: float = 0.5  # weight of the value loss; with separate networks it matters to clipping only
+    vf_coef: float = 0.5  # weight of the value loss; matters only where gradients are clipped
     max_grad_norm: float = 0.5  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
     target_kl: float = 0.0  # if positive, end an update when a minibatch's KL exceeds it; not d_targ
@@ -219,7 +219,7 @@ def train(args):
 
             # Estimate advantages: how much better than expected was each action?
             with torch.no_grad():
-                both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
+                both = torch.stack([rollout.obs, rollout.next_obs]).flatten(0, 2)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
                 agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
@@ -406,7 +406,7 @@ class ActorCritic(nn.Module):
             logits = out.unflatten(-1, self.missing.shape)  # [B, K, M]
             return Categorical(logits.masked_fill(self.missing, -1e9))  # -inf: entropy nan
         mean = out.tanh() if self.bounded else out  # clamp would have no gradient out of bounds
-        return Gaussian(mean, self.log_std.clone())  # later steps do not change it
+        return Gaussian(mean, self.log_std.clone())  # a copy: later steps do not change it
 
     def value(self, obs):
         """Expected discounted return in units of scaled reward, [B, *obs] -> [B]."""
@@ -534,6 +534,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)

@@ -14,7 +14,7 @@ reaches both through a sampled action (reparameterization). The value of a state
 sampled action minus alpha times its log-probability. No target actor, no noise on its actions, no
 delay: the policy's own randomness smooths the targets. The smaller of the two critics also trains the
 actor. alpha, the temperature, rises while the entropy is below its target and falls while it is above.
-Returns have one reward by default, because the entropy of later steps would be missing in them.
+n is 1 by default, because n-step returns lack the entropy of the steps in between.
 
 Not in the papers:
 - half a gradient step for each transition and the Huber loss, as in ddpg.py
@@ -75,7 +75,7 @@ class Args:
     tau: float = 0.005  # fraction by which the target networks move
     alpha: float = 0.02  # initial temperature: what one nat of entropy is worth, in units of scaled reward
     tune_alpha: bool = True  # adapt the temperature to the target entropy; otherwise it stays
-    target_entropy: float = -1.0  # nats per action component; for a mean of 0, a deviation of 0.09
+    target_entropy: float = -1.0  # nats per action component; at a mean of 0, a deviation of 0.09
     max_grad_norm: float = 10.0  # clip gradients to this norm; inf: do not clip
     anneal_lr: bool = True  # decay the learning rate linearly to 0
 
@@ -141,9 +141,9 @@ def td_loss(agent, batch, args):
         next_act = pi.rsample()
         next_q = torch.stack([target(batch.next_obs, next_act) for target in agent.target_critics])
         next_val = soft_value(next_q.amin(0), pi.log_prob(next_act), agent.log_alpha.exp())
-        target = td_target(batch.ret, batch.discount, batch.terminated, next_val)
+        y = td_target(batch.ret, batch.discount, batch.terminated, next_val)
     q = torch.stack([critic(batch.obs, batch.act) for critic in agent.critics])  # [2, B]
-    loss = nn.functional.huber_loss(q, target.expand_as(q)) * len(q)  # sum of both means
+    loss = nn.functional.huber_loss(q, y.expand_as(q)) * len(q)  # sum of both means
     return loss, q[0]
 
 
@@ -283,7 +283,7 @@ class ReplayBuffer:
         return stored if self.saved else {}
 
     def load_state_dict(self, saved):
-        """Raises ValueError for another number of environments, or more than fits."""
+        """Raises ValueError for another number of environments or another size."""
         if saved.get("num_envs", self.num_envs) != self.num_envs:
             raise ValueError("the order of the transitions is that of other environments")
         self.count = saved.get("count", 0)
@@ -330,7 +330,7 @@ class SquashedGaussian:
 
     def __init__(self, mean, log_std):
         self.mean, self.log_std = mean, log_std
-        self.mode = mean.tanh()
+        self.mode = mean.tanh()  # the median; the highest density has no closed form
         self.u = self.act = None
 
     def rsample(self):
@@ -614,6 +614,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)

@@ -15,13 +15,15 @@ The first follows from the log-derivative trick. With gamma = 1, the second and 
 mean as the first and usually less variance: E[grad log pi(a|s)] = sum_a pi(a|s) grad log pi(a|s) =
 grad sum_a pi(a|s) = 0, so a term that does not depend on a_t, such as the rewards before t or
 V(s_t), can be subtracted. baseline bootstraps only where a rollout or time limit cuts an episode,
-gae at every step: less variance, but more bias where the critic is wrong. With gamma < 1, all but
-total-return leave out a factor gamma^t of the gradient of the discounted return, because it gives
-late steps little weight; they follow no objective's gradient (Nota and Thomas 2020).
+gae at every step: less variance, but more bias where the critic is wrong. With gamma < 1, the
+gradient of the discounted return weights step t by gamma^t. All but total-return leave this factor
+out, because late steps would hardly count; what is left is no objective's gradient (Nota and Thomas
+2020).
 
 The first two forms do not use the critic and cannot bootstrap, so they need whole episodes: each
 rollout resets all environments and goes on after T steps until every episode that started within
-them has ended. Steps of later episodes are not learned from.
+them has ended. Steps of later episodes count only in the statistics that scale observations and
+rewards.
 
 Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise
@@ -233,7 +235,7 @@ def train(args):
 
             # Compute psi, the weight of each action's grad log pi.
             with torch.no_grad():
-                both = torch.cat([rollout.obs, rollout.next_obs]).flatten(0, 1)
+                both = torch.stack([rollout.obs, rollout.next_obs]).flatten(0, 2)
                 val, next_val = agent.value(both).view(2, *rollout.rew.shape)
                 agent.reward_norm.update(rollout.rew, rollout.done, args.gamma)  # std of returns
                 rew, lam = agent.reward_norm(rollout.rew), args.gae_lambda
@@ -422,7 +424,7 @@ class ActorCritic(nn.Module):
             logits = out.unflatten(-1, self.missing.shape)  # [B, K, M]
             return Categorical(logits.masked_fill(self.missing, -1e9))  # -inf: entropy nan
         mean = out.tanh() if self.bounded else out  # clamp would have no gradient out of bounds
-        return Gaussian(mean, self.log_std.clone())  # later steps do not change it
+        return Gaussian(mean, self.log_std.clone())  # a copy: later steps do not change it
 
     def value(self, obs):
         """Expected discounted return in units of scaled reward, [B, *obs] -> [B]."""
@@ -550,6 +552,7 @@ class Run:
         resumed = args.resume and self.folder.samefile(Path(args.resume).parent)
         if self.metrics.tell() and not resumed:
             raise InputError(f"--run-dir {self.folder}: contains a run; choose another")
+        # Drop the rows that were written after the checkpoint.
         self.metrics.seek(self.metrics.truncate(min(self.metrics_size, self.metrics.tell())))
         (self.folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit_scale=True, **BAR)
