@@ -160,8 +160,8 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (3.75e-4 if agent.images else 1.5e-3)
     critic_learning_rate = args.critic_learning_rate or (2.5e-3 if agent.images else 1e-2)
-    optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
-    value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
+    value_optimizer = torch.optim.Adam(agent.critic.parameters(), critic_learning_rate, eps=1e-5, fused=True)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
         while run.step + run.rollout_steps <= args.total_timesteps:
@@ -582,7 +582,7 @@ class Run:
             env = make_env(args.env_id, args.env_kwargs, **options)
             if args.capture_video:
                 env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
-            returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
+            returns = evaluate(self.agent.eval(), env, args.eval_episodes, args.seed)
             mean, std, n = np.mean(returns), np.std(returns), len(returns)
             result = {"mean": mean, "std": std, "episodes": n, "returns": returns}
             result |= {"global_step": self.step, "seconds": self.seconds}

@@ -23,6 +23,7 @@ have the shape [N] or [N, k]. The same agents play a single Gymnasium environmen
     env = gym.make("ArmedBanditTestbed-v0", num_arms=10, stationary=True)
     agent = EpsilonGreedy(epsilon=0.1)
     obs, info = env.reset(seed=1)
+    agent.reset(seed=1, info=info)
     for _ in range(1_000):
         arm = agent.get_action()
         obs, reward, terminated, truncated, info = env.step(arm)

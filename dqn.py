@@ -193,7 +193,7 @@ def train(args):
     envs = make_envs(args)
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (5e-4 if agent.images else 2e-3)
-    optimizer = torch.optim.Adam(agent.network.parameters(), eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.network.parameters(), learning_rate, eps=1e-5, fused=True)
     replay = ReplayBuffer(envs.single_observation_space, envs.single_action_space, args)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, replay=replay) as run:
@@ -613,7 +613,7 @@ class Run:
             env = make_env(args.env_id, args.env_kwargs, **options)
             if args.capture_video:
                 env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
-            returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
+            returns = evaluate(self.agent.eval(), env, args.eval_episodes, args.seed)
             mean, std, n = np.mean(returns), np.std(returns), len(returns)
             result = {"mean": mean, "std": std, "episodes": n, "returns": returns}
             result |= {"global_step": self.step, "seconds": self.seconds}

@@ -215,8 +215,8 @@ def train(args):
     envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (2.5e-4 if agent.images else 1e-3)
-    actor_optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
-    critic_optimizer = torch.optim.Adam(agent.critics.parameters(), eps=1e-5, fused=True)
+    actor_optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
+    critic_optimizer = torch.optim.Adam(agent.critics.parameters(), learning_rate, eps=1e-5, fused=True)
     optimizers = {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     replay = ReplayBuffer(envs.single_observation_space, envs.single_action_space, args)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
@@ -704,7 +704,7 @@ class Run:
             env = make_env(args.env_id, args.env_kwargs, **options)
             if args.capture_video:
                 env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
-            returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
+            returns = evaluate(self.agent.eval(), env, args.eval_episodes, args.seed)
             mean, std, n = np.mean(returns), np.std(returns), len(returns)
             result = {"mean": mean, "std": std, "episodes": n, "returns": returns}
             result |= {"global_step": self.step, "seconds": self.seconds}

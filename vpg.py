@@ -21,9 +21,9 @@ out, because late steps would hardly count; what is left is no objective's gradi
 2020).
 
 The first two forms do not use the critic and cannot bootstrap, so they need whole episodes: each
-rollout resets all environments and goes on after T steps until every episode that started within
-them has ended. Steps of later episodes count only in the statistics that scale observations and
-rewards.
+rollout resets all environments and goes on after T steps, also beyond the budget, until every
+episode that started within them has ended. Steps of later episodes count only in the statistics that
+scale observations and rewards.
 
 Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise
@@ -215,8 +215,8 @@ def train(args):
     envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     learning_rate = args.learning_rate or (7.5e-4 if agent.images else 3e-3)
-    optimizer = torch.optim.Adam(agent.policy_parameters(), eps=1e-5, fused=True)
-    value_optimizer = torch.optim.Adam(agent.critic.parameters(), eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
+    value_optimizer = torch.optim.Adam(agent.critic.parameters(), learning_rate, eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
     with Run(args, envs, agent=agent, optimizer=optimizer, value_optimizer=value_optimizer) as run:
@@ -642,7 +642,7 @@ class Run:
             env = make_env(args.env_id, args.env_kwargs, **options)
             if args.capture_video:
                 env = wrappers.RecordVideo(env, f"{self.folder}/videos", lambda episode: True)
-            returns = evaluate(self.agent, env, args.eval_episodes, args.seed)
+            returns = evaluate(self.agent.eval(), env, args.eval_episodes, args.seed)
             mean, std, n = np.mean(returns), np.std(returns), len(returns)
             result = {"mean": mean, "std": std, "episodes": n, "returns": returns}
             result |= {"global_step": self.step, "seconds": self.seconds}
