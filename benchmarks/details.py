@@ -90,6 +90,7 @@ VARIANTS = {
         "one critic": "--no-twin-q",
         "no delay": "--policy-delay 1",
         "no noise on targets": "--target-noise 0",
+        "noise drawn anew in each step": "--noise-hold 1",
     },
     "sac": STATISTICS
     | SQUARED
