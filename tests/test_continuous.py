@@ -318,7 +318,7 @@ def test_actions_are_random_until_learning_starts(tmp_path, spy, name):
     module = importlib.import_module(name)
     warm_ups = spy(module, "collect", note=lambda *args: args[-1])
     learned = spy(module, "update", results=True)
-    train(module, tmp_path, learning_starts=80, total_timesteps=160, **FOUR)
+    train(module, tmp_path, learning_starts=96, total_timesteps=160, **FOUR)
     assert warm_ups == [True, True, True, False, False]
     assert [metrics["td_loss"] is None for metrics in learned] == [True, True, False, False, False]
 
