@@ -23,7 +23,10 @@ EXERCISES = {  # {script: {function: which of the script's tests}}, in order of 
         "total_return": "time_limit_ends_the_return or only_the_total_return",
         "started_before": "began_in_time",
     },
-    "a2c": {"gae": "gae or worth_its_value or with_lambda_1", "update": "losses_by_hand or entropy_bonus"},
+    "a2c": {
+        "gae": "((gae or worth_its_value) and a2c and not ppo) or with_lambda_1",
+        "update": "losses_by_hand or entropy_bonus",
+    },
     "trpo": {
         "surrogate": "surrogate_by_hand",
         "natural_gradient_step": "ends_on_the_boundary or without_a_natural_gradient",
@@ -100,6 +103,7 @@ def check(script, which, path, *options, plugins=()):
     options = *"-q --no-header --disable-warnings -p no:cacheprovider -k".split(), which, *options
     with in_place_of(script, path):
         files = [f"test_{script}.py"] + ["test_continuous.py"] * (script in CONTINUOUS)
+        files += ["test_shared.py"] * (script == "a2c")
         return pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], [*plugins])
 
 

@@ -1,18 +1,15 @@
-"""a2c.py between its siblings: where they should coincide, they do, to the bit or to rounding; and the shared gae."""
+"""a2c.py between its siblings: where they should coincide, they do, to the bit or to rounding."""
 
 import math
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import a2c
 import ppo
 import vpg
-from tests.helpers import ENVIRONMENTS, column, flags, generators, make_agent, make_batch, update, vector, watch_steps
+from tests.helpers import ENVIRONMENTS, column, flags, make_agent, make_batch, update, vector, watch_steps
 
 
 def make(module, env_id="CartPole-v1", **flags):
@@ -103,37 +100,6 @@ def test_the_gradient_of_each_network_is_clipped_to_a_norm():
                     p -= 10 * g * 0.01 / norm
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
         torch.testing.assert_close(vector(agent.parameters()), vector(expected.parameters()), rtol=1e-3, atol=1e-4)
-
-
-def test_gae_by_hand():
-    # gamma = 1/2, lambda = 1/2. delta = 1 + next_val / 2 - val = (1 + 4/2 - 2, 1 + 8/2 - 4) = (1, 1).
-    adv = a2c.gae(column(1, 1), column(2, 4), column(4, 8), flags(0, 0), flags(0, 0), 0.5, 0.5)
-    assert adv.flatten().tolist() == [1 + 0.25 * 1, 1]
-
-
-def test_a_terminal_state_is_worth_nothing_and_a_time_limit_is_worth_its_value():
-    rew, val, next_val = column(1), column(2), column(8)
-    terminated = a2c.gae(rew, val, next_val, flags(1), flags(1), 0.5, 0.5)
-    truncated = a2c.gae(rew, val, next_val, flags(0), flags(1), 0.5, 0.5)
-    assert terminated.item() == 1 - 2
-    assert truncated.item() == 1 + 0.5 * 8 - 2
-
-
-@given(generators, st.integers(1, 12), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
-def test_gae_is_the_discounted_sum_of_the_temporal_difference_errors_of_its_episode(rng, T, N, gamma, lam):
-    rew, val, next_val = rng.normal(size=(3, T, N))
-    done = rng.random((T, N)) < 0.3
-    terminated = done & (rng.random((T, N)) < 0.5)
-    expected = np.zeros((T, N))
-    for t, n in np.ndindex(T, N):
-        for i in range(t, T):
-            bootstrap = 0 if terminated[i, n] else next_val[i, n]
-            expected[t, n] += (gamma * lam) ** (i - t) * (rew[i, n] + gamma * bootstrap - val[i, n])
-            if done[i, n]:
-                break
-    adv = a2c.gae(*map(torch.as_tensor, (rew, val, next_val, terminated, done)), gamma, lam)
-    np.testing.assert_allclose(adv, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_lambda_1_the_advantage_is_the_n_step_return_less_the_value():

@@ -1,4 +1,4 @@
-"""What the scripts share: rollouts, learning rates, distributions, statistics, networks, evaluation.
+"""What the scripts share: advantages, rollouts, learning rates, distributions, statistics, networks, evaluation.
 
 test_house.py makes sure that what they share has the same text in each of them, so that ppo.py can stand for all.
 """
@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.distributions import Categorical, Independent, Normal
 
 import a2c
@@ -27,11 +29,51 @@ from tests.helpers import (
     TINY,
     column,
     flags,
+    generators,
     make_agent,
     make_batch,
     spy_learning_rates,
     update,
 )
+
+# Advantages
+
+each_gae = pytest.mark.parametrize("module", [a2c, ppo], ids=["a2c", "ppo"])
+
+
+@each_gae
+def test_gae_by_hand(module):
+    # gamma = 1/2, lambda = 1/2. delta = 1 + next_val / 2 - val = (1 + 4/2 - 2, 1 + 8/2 - 4) = (1, 1).
+    adv = module.gae(column(1, 1), column(2, 4), column(4, 8), flags(0, 0), flags(0, 0), 0.5, 0.5)
+    assert adv.flatten().tolist() == [1 + 0.25 * 1, 1]
+
+
+@each_gae
+def test_a_terminal_state_is_worth_nothing_and_a_time_limit_is_worth_its_value(module):
+    rew, val, next_val = column(1), column(2), column(8)
+    terminated = module.gae(rew, val, next_val, flags(1), flags(1), 0.5, 0.5)
+    truncated = module.gae(rew, val, next_val, flags(0), flags(1), 0.5, 0.5)
+    assert terminated.item() == 1 - 2
+    assert truncated.item() == 1 + 0.5 * 8 - 2
+
+
+@each_gae
+@given(generators, st.integers(1, 12), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_gae_is_the_discounted_sum_of_the_temporal_difference_errors_of_its_episode(module, rng, T, N, gamma, lam):
+    rew, val, next_val = rng.normal(size=(3, T, N))
+    done = rng.random((T, N)) < 0.3
+    terminated = done & (rng.random((T, N)) < 0.5)
+    expected = np.zeros((T, N))
+    for t, n in np.ndindex(T, N):
+        for i in range(t, T):
+            bootstrap = 0 if terminated[i, n] else next_val[i, n]
+            expected[t, n] += (gamma * lam) ** (i - t) * (rew[i, n] + gamma * bootstrap - val[i, n])
+            if done[i, n]:
+                break
+    adv = module.gae(*map(torch.as_tensor, (rew, val, next_val, terminated, done)), gamma, lam)
+    np.testing.assert_allclose(adv, expected, rtol=1e-5, atol=1e-5)
+
 
 # From rollouts to updates, by the training loop itself
 
