@@ -184,6 +184,8 @@ def picture_of_all(rows, path):
         axes.set_title(env, fontsize=10)
         axes.xaxis.set_major_formatter(thousands)
         axes.tick_params(labelsize=8)
+    for axes in panels.flat[len(envs) :]:
+        axes.remove()
     lines = [plt.Line2D([], [], color=color, label=f"{name}.py") for name, color in COLORS.items()]
     figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
     figure.supxlabel("environment steps", fontsize=10)
