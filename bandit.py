@@ -434,7 +434,8 @@ def train(args):
             bar.set_description(text)
             reward, best, regret = play(agent, envs, args.steps, args.seed, bar)
             percent = 100 * best
-            row = with_errors(reward.mean(0), percent[-100:].mean(0), regret.sum(0))
+            late = percent[-100:].mean(0)
+            row = with_errors(reward.mean(0), late, regret.sum(0))
             table.append((text, *row.values()))
             curves[text] = with_errors(reward, percent, regret.cumsum(0))
 

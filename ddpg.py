@@ -181,7 +181,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         if agent.updates.item() % args.policy_delay == 0:
             loss = policy_loss(agent, batch)
             actor_optimizer.zero_grad()
-            loss.backward(inputs=actor_params or None)  # not to the critics' parameters
+            loss.backward(inputs=actor_params or None)  # not to the critics' parameters; None: to all
             average_gradients(actor_params)
             nn.utils.clip_grad_norm_(actor_params, args.max_grad_norm)
             actor_optimizer.step()
@@ -236,8 +236,7 @@ def train(args):
                 optimizer.param_groups[0]["lr"] = learning_rate * decay
 
             # Collect T steps in each of N environments, with noise on the actor's actions.
-            warm_up = run.step < WORKERS * args.learning_starts
-            rollout, obs = collect(agent, envs, obs, args, warm_up)
+            rollout, obs = collect(agent, envs, obs, args, run.step < WORKERS * args.learning_starts)
             replay.add(rollout)
             agent.obs_norm.update(rollout.obs.flatten(0, 1).to(device))
             agent.reward_norm.update(rollout.rew.to(device), rollout.done, args.gamma)

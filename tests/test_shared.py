@@ -134,11 +134,15 @@ def test_the_learning_rate_falls_linearly_over_the_run_unless_told_otherwise(tmp
 def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name, column):
     """For vectors and for images."""
     env_id = ["Pendulum-v1", "ProbeContinuousImage-v0"] if name in CONTINUOUS else ["CartPole-v1", "ProbeImage-v0"]
-    module, seen = importlib.import_module(name), spy_learning_rates(spy)
+    module, note = (
+        importlib.import_module(name),
+        lambda optimizer: (optimizer.defaults["lr"], optimizer.param_groups[0]["lr"]),
+    )
+    seen = spy(torch.optim.Adam, "step", note=note)
     named = re.findall(r"default ([\d.e-]+), for images ([\d.e-]+)\n", inspect.getsource(module.Args))
     flags = TINY[name] | {"env_id": env_id[column], "total_timesteps": 64, "anneal_lr": False}
     module.train(module.Args(run_dir=str(tmp_path), **flags))
-    assert set(seen) == {float(rates[column]) for rates in named}
+    assert set(seen) == {(float(rates[column]),) * 2 for rates in named}
 
 
 @pytest.mark.parametrize("module", [vpg, a2c, trpo])
@@ -307,3 +311,9 @@ def test_evaluation_takes_the_most_likely_action_and_leaves_the_statistics_alone
     before = deepcopy(agent.state_dict())
     assert ppo.evaluate(agent, ppo.make_env("ProbeFromMinusOne-v0"), episodes=20, seed=0) == [5.0] * 20
     assert all(torch.equal(before[name], x) for name, x in agent.state_dict().items())
+
+
+def test_the_final_evaluation_is_in_eval_mode(tmp_path, spy):
+    modes = spy(ppo, "evaluate", note=lambda agent, *_: agent.training)
+    ppo.train(ppo.Args(run_dir=str(tmp_path), **FOUR))
+    assert modes == [False]
