@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.helpers import FAMILY, ROOT, SCRIPTS
 
 FOLD = re.compile(r"^# From here on.*\n", re.MULTILINE)  # between the text above and the text below it
-DEFAULT = re.compile(r" = .*?  #|default \S+, for images \S+")  # in the line of a flag
+DEFAULT = re.compile(r" = .*?  #|default \S+, for images .*")  # in the line of a flag
 
 # Definitions of the same name have the same text in all scripts, except:
 MAY_DIFFER = {

@@ -129,6 +129,14 @@ def test_the_learning_rate_falls_linearly_over_the_run_unless_told_otherwise(tmp
     assert list(dict.fromkeys(seen)) == pytest.approx([rate * fraction for fraction in fractions for rate in rates])
 
 
+def test_in_vpg_continuous_actions_have_three_times_the_learning_rate_unless_it_is_given(tmp_path, spy):
+    rates = spy(torch.optim.Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"])
+    small = TINY["vpg"] | {"env_id": "Pendulum-v1", "total_timesteps": 64, "anneal_lr": False}
+    for rate in None, 1e-4:
+        vpg.train(vpg.Args(run_dir=str(tmp_path / str(rate)), learning_rate=rate, **small))
+    assert list(dict.fromkeys(rates)) == [3e-3, 1e-4]
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("column", [0, 1])
 def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name, column):
@@ -139,7 +147,7 @@ def test_adam_starts_with_the_learning_rates_that_help_names(tmp_path, spy, name
         lambda optimizer: (optimizer.defaults["lr"], optimizer.param_groups[0]["lr"]),
     )
     seen = spy(torch.optim.Adam, "step", note=note)
-    named = re.findall(r"default ([\d.e-]+), for images ([\d.e-]+)\n", inspect.getsource(module.Args))
+    named = re.findall(r"default ([\d.e-]+), for images ([\d.e-]+)", inspect.getsource(module.Args))
     flags = TINY[name] | {"env_id": env_id[column], "total_timesteps": 64, "anneal_lr": False}
     module.train(module.Args(run_dir=str(tmp_path), **flags))
     assert set(seen) == {(float(rates[column]),) * 2 for rates in named}
