@@ -145,8 +145,9 @@ def picture_of_cartpole(rows, path):
     """Return against seconds on a log axis: our scripts in color, Stable-Baselines3 in gray."""
     figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
     for (name, color), line in zip(COLORS.items(), ("-", ":", "-.", "--", "-")):
-        ours, theirs = (curves(runs_of(rows, script)[:10], "seconds") for script in (name, f"sb3-{name}"))
-        draw(axes, ours, f"{name}.py", color, log=True, linewidth=2.2, zorder=3)  # the runs were timed together
+        ours = curves(runs_of(rows, name, variant="timed"), "seconds")
+        theirs = curves(runs_of(rows, f"sb3-{name}"), "seconds")
+        draw(axes, ours, f"{name}.py", color, log=True, linewidth=2.2, zorder=3)
         if theirs:
             draw(axes, theirs, f"SB3 {name}", "#888888", log=True, band=False, linewidth=1.2, linestyle=line)
     axes.axhline(475, color="black", linewidth=0.8, linestyle=":", zorder=1)
@@ -322,7 +323,7 @@ def table_of_scripts(text, rows):
 
     def row(match):
         lines = re.split("^# From here on", (ROOT / match["file"]).read_text(), flags=re.MULTILINE)[0].count("\n")
-        solved = [row for row in runs_of(rows, match["file"][:-3])[:10] if row["solved_step"]]
+        solved = [row for row in runs_of(rows, match["file"][:-3], variant="timed") if row["solved_step"]]
         seconds = f"{np.median(numbers(solved, 'solved_seconds')):.1f}" if solved else "-"
         return f"{match['start']} {lines} | {seconds} |"
 
@@ -331,13 +332,15 @@ def table_of_scripts(text, rows):
 
 def fill(text, rows):
     """A README's text with its tables and numbers as the data say."""
-    first = {f"{name}.py": runs for name in SCRIPTS if (runs := runs_of(rows, name)[:10])}
+    first = {f"{name}.py": runs for name in SCRIPTS if (runs := runs_of(rows, name, variant="timed"))}
     first |= {f"Stable-Baselines3 {name}": runs_of(rows, f"sb3-{name}") for name in BASELINES}
     tables = {
         "results": table_of_results(rows),
         "scores": table_of_scores(rows),
         "solving": table_of_cartpole(first),
-        "ablation": table_of_cartpole({x or "dqn.py": runs_of(rows, "dqn", variant=x)[:10] for x in ["", *ABLATION]}),
+        "ablation": table_of_cartpole(
+            {"dqn.py" if x == "timed" else x: runs_of(rows, "dqn", variant=x) for x in ["timed", *ABLATION]}
+        ),
         "speed": table_of_speed(table("speed.csv")),
         "algorithms": table_of_algorithms(table("rlhf.csv")),
     }

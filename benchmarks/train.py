@@ -41,6 +41,7 @@ FIRST_SEED = 101  # seeds 1 to 100 are for choosing defaults; later ones are run
 ANEW = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5", "MountainCar-v0"]
 ANEW += ["LunarLander-v3"]
 OLD = ["HalfCheetah-v5", "Walker2d-v5", "Reacher-v5", "Ant-v5"]
+TIMED = {"vpg": 101, "a2c": 201, "trpo": 101, "ppo": 101, "dqn": 201}
 FRESH = {(script, env): 1001 for script in ("vpg", "a2c", "trpo", "ppo", "dqn") for env in ANEW}
 FRESH |= {(script, env): 201 for script in ("vpg", "trpo", "ppo") for env in OLD}
 FRESH["a2c", "HalfCheetah-v5"] = 301
@@ -119,12 +120,13 @@ def jobs():
             first = FRESH.get((script, env_id), FIRST_SEED)
             flags = "--async-envs" if is_atari(env_id) else ""  # the same numbers, faster
             yield from (Job(script, env_id, first + i, budget, flags=flags, episodes=episodes) for i in range(count))
-        if env_id == "CartPole-v1":
-            for i in range(10):
-                for variant, flags in ABLATION.items():
-                    yield Job("dqn", env_id, FRESH["dqn", env_id] + i, steps["dqn"], variant, flags)
-                for name, budget in BASELINES.items():
-                    yield Job(f"sb3-{name}", env_id, FIRST_SEED + i, budget)
+    for i in range(10):  # timed together, on CartPole-v1; dqn.py is also what the ablation is compared with
+        for script, budget in TASKS[0][3].items():
+            yield Job(script, "CartPole-v1", TIMED[script] + i, budget, "timed", episodes=100)
+        for variant, flags in ABLATION.items():
+            yield Job("dqn", "CartPole-v1", TIMED["dqn"] + i, 50_000, variant, flags)
+        for name, budget in BASELINES.items():
+            yield Job(f"sb3-{name}", "CartPole-v1", 101 + i, budget)
     yield Job("sac", "HalfCheetah-v5", 204, M, "1M")  # about an hour
 
 
