@@ -212,8 +212,8 @@ def train(args):
     device = setup_torch(args)  # threads, seed
     envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    # The mean of a wide Gaussian must move further than logits before actions change.
-    learning_rate = args.learning_rate or (2.5e-4 if agent.images else 1e-3) * (1 if agent.log_std is None else 3)
+    factor = 1 if agent.log_std is None else 3  # a wide Gaussian's mean must move further than logits
+    learning_rate = args.learning_rate or (2.5e-4 if agent.images else 1e-3) * factor
     optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), learning_rate, eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC

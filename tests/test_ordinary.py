@@ -185,7 +185,7 @@ def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_pa
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    defaults = {"vpg": [2.5e-4], "a2c": [3.75e-4, 2.5e-3], "trpo": [7.5e-4], "ppo": [2.5e-4], "dqn": [5e-4]}
+    defaults = {"vpg": [2.5e-4], "a2c": [2.5e-4, 7.5e-4], "trpo": [7.5e-4], "ppo": [2.5e-4], "dqn": [5e-4]}
     defaults = (defaults | {"ddpg": [2.5e-4], "sac": [2.5e-4]})[name]
     expected = defaults if learning_rate is None else [learning_rate, *defaults[1:]]
     small = {"num_envs": 2, "num_steps": 4, "total_timesteps": 8, "anneal_lr": False, "eval_episodes": 0}

@@ -129,12 +129,17 @@ def test_the_learning_rate_falls_linearly_over_the_run_unless_told_otherwise(tmp
     assert list(dict.fromkeys(seen)) == pytest.approx([rate * fraction for fraction in fractions for rate in rates])
 
 
-def test_in_vpg_continuous_actions_have_three_times_the_learning_rate_unless_it_is_given(tmp_path, spy):
+@pytest.mark.parametrize("module", [vpg, a2c])
+def test_continuous_actions_have_larger_learning_rates_unless_they_are_given(tmp_path, spy, module):
     rates = spy(torch.optim.Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"])
-    small = TINY["vpg"] | {"env_id": "Pendulum-v1", "total_timesteps": 64, "anneal_lr": False}
-    for rate in None, 1e-4:
-        vpg.train(vpg.Args(run_dir=str(tmp_path / str(rate)), learning_rate=rate, **small))
-    assert list(dict.fromkeys(rates)) == [3e-3, 1e-4]
+    name, expected = module.__name__, {"vpg": [3e-3], "a2c": [2e-3, 6e-3]}
+    small = TINY[name] | {"env_id": "Pendulum-v1", "total_timesteps": 64, "anneal_lr": False}
+    module.train(module.Args(run_dir=str(tmp_path / "default"), **small))
+    assert list(dict.fromkeys(rates)) == pytest.approx(expected[name])
+    rates.clear()
+    given = {"learning_rate": 1e-4} | ({"critic_learning_rate": 2e-4} if name == "a2c" else {})
+    module.train(module.Args(run_dir=str(tmp_path / "given"), **small, **given))
+    assert list(dict.fromkeys(rates)) == list(given.values())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
