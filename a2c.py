@@ -159,9 +159,10 @@ def train(args):
     envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     # A wide Gaussian's mean must move further than logits, and its critic must keep up.
-    rates, scale = (1e-3, 3e-3) if agent.log_std is None else (1.5e-3, 1e-2), 0.25 if agent.images else 1
-    learning_rate = args.learning_rate or rates[0] * scale
-    critic_learning_rate = args.critic_learning_rate or rates[1] * scale
+    rate, critic_rate = (1e-3, 3e-3) if agent.log_std is None else (1.5e-3, 1e-2)
+    scale = 0.25 if agent.images else 1
+    learning_rate = args.learning_rate or rate * scale
+    critic_learning_rate = args.critic_learning_rate or critic_rate * scale
     optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), critic_learning_rate, eps=1e-5, fused=True)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
