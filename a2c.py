@@ -160,9 +160,8 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
     # A wide Gaussian's mean must move further than logits, and its critic must keep up.
     rate, critic_rate = (1e-3, 3e-3) if agent.log_std is None else (1.5e-3, 1e-2)
-    scale = 0.25 if agent.images else 1
-    learning_rate = args.learning_rate or rate * scale
-    critic_learning_rate = args.critic_learning_rate or critic_rate * scale
+    learning_rate = args.learning_rate or (rate / 4 if agent.images else rate)
+    critic_learning_rate = args.critic_learning_rate or (critic_rate / 4 if agent.images else critic_rate)
     optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), critic_learning_rate, eps=1e-5, fused=True)
     # Run logs, saves checkpoints and resumes from them; at the end it evaluates the agent.
@@ -644,7 +643,7 @@ def setup_torch(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
-    np.finfo(np.float32), np.finfo(np.float64)  # cached now: after the next line, it would warn
+    np.finfo(np.float32), np.finfo(np.float64)  # cached now; once denormals are flushed, numpy would warn
     torch.set_flush_denormal(True)  # numbers below 1e-38 would slow the processor down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal first weights in all workers

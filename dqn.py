@@ -675,7 +675,7 @@ def setup_torch(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
-    np.finfo(np.float32), np.finfo(np.float64)  # cached now: after the next line, it would warn
+    np.finfo(np.float32), np.finfo(np.float64)  # cached now; once denormals are flushed, numpy would warn
     torch.set_flush_denormal(True)  # numbers below 1e-38 would slow the processor down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal first weights in all workers

@@ -87,7 +87,7 @@ class Args:
     total_timesteps: int = 100_000  # steps of all environments and workers, whole rollouts only
     num_envs: int = 8  # N, environments per worker
     gamma: float = 0.995  # discount factor
-    learning_rate: float | None = None  # Adam's initial step size; default 1e-3, for images 2.5e-4; continuous: 3 times
+    learning_rate: float | None = None  # Adam's initial step size; default 1e-3, for images 2.5e-4; continuous: 3e-3
     hidden_sizes: tuple[int, ...] = (64, 64)  # hidden layers for vector observations
     norm_obs: bool = True  # scale observations by running statistics
     norm_reward: bool = True  # scale rewards by running statistics
@@ -212,8 +212,8 @@ def train(args):
     device = setup_torch(args)  # threads, seed
     envs = make_envs(args)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(device)
-    factor = 1 if agent.log_std is None else 3  # a wide Gaussian's mean must move further than logits
-    learning_rate = args.learning_rate or (2.5e-4 if agent.images else 1e-3) * factor
+    rate = 1e-3 if agent.log_std is None else 3e-3  # a wide Gaussian's mean must move further than logits
+    learning_rate = args.learning_rate or (rate / 4 if agent.images else rate)
     optimizer = torch.optim.Adam(agent.policy_parameters(), learning_rate, eps=1e-5, fused=True)
     value_optimizer = torch.optim.Adam(agent.critic.parameters(), learning_rate, eps=1e-5, fused=True)
     whole_episodes = args.form in WITHOUT_CRITIC
@@ -700,7 +700,7 @@ def setup_torch(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # more slow small networks down
-    np.finfo(np.float32), np.finfo(np.float64)  # cached now: after the next line, it would warn
+    np.finfo(np.float32), np.finfo(np.float64)  # cached now; once denormals are flushed, numpy would warn
     torch.set_flush_denormal(True)  # numbers below 1e-38 would slow the processor down
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)  # equal first weights in all workers

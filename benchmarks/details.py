@@ -63,7 +63,7 @@ VARIANTS = {
     | {
         "advantages not standardized": ("(batch.adv.std() + ADV_STD_EPS)", "1"),
         "n-step returns (lambda 1)": "--gae-lambda 1",
-        "one learning rate": ("args.critic_learning_rate or critic_rate", "args.critic_learning_rate or rate"),
+        "one learning rate": ("critic_rate / 4 if agent.images else critic_rate", "learning_rate"),
         "no entropy bonus": "--discrete-ent-coef 0",
     },
     "trpo": {"a constant delta": "--no-anneal-kl", "lambda 0.95": "--gae-lambda 0.95"},
