@@ -25,7 +25,7 @@ from train import ABLATION, BASELINES, TASKS, threshold_of  # beside this file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-DOCUMENTS = ROOT / "README.md", HERE / "README.md"
+DOCUMENTS = ROOT / "README.md", HERE / "README.md", ROOT / "docs/details.md"
 # Color-blind readers can tell these apart.
 COLORS = {"vpg": "#e69f00", "a2c": "#56b4e9", "trpo": "#009e73", "ppo": "#d55e00", "dqn": "#0072b2"}
 COLORS |= {"ddpg": "#cc79a7", "sac": "#000000"}
@@ -318,6 +318,17 @@ def table_of_algorithms(rows):
     return markdown([*head, "of the possible gain in J", "grammatical"], lines)
 
 
+def table_of_details(rows):
+    """Of one script, as it is and with each departure switched off: mean over seeds (worst to best)."""
+    envs, lines = distinct(rows, "env_id"), []
+    for variant in distinct(rows, "variant"):
+        runs = [numbers(select(rows, env_id=env, variant=variant), "mean") for env in envs]
+        cells = [f"{x.mean():.0f} ({min(x):.0f} to {max(x):.0f})" if len(x) else "-" for x in runs]
+        lines.append([variant or "as it is", *cells])
+    steps = [f"{env}, {steps_of(select(rows, env_id=env))}" for env in envs]
+    return markdown(["", *steps], lines)
+
+
 def table_of_scripts(text, rows):
     """The README's text with the last two cells of each script's row, lines above the fold and seconds, as today."""
 
@@ -344,6 +355,9 @@ def fill(text, rows):
         "speed": table_of_speed(table("speed.csv")),
         "algorithms": table_of_algorithms(table("rlhf.csv")),
     }
+    details = table("details.csv")
+    for name in distinct(details, "script"):
+        tables[f"details {name}"] = table_of_details(select(details, script=name))
     for name, content in tables.items():
         marks = rf"(<!-- {name}: python benchmarks/plot.py --readme -->\n).*(<!-- end of {name} -->)"
         text = re.sub(marks, lambda match, new=content: f"{match[1]}\n{new}\n\n{match[2]}", text, flags=re.DOTALL)

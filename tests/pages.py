@@ -69,7 +69,9 @@ def departures(script, text, argument):
     lines, after = text.splitlines(), parse(text).body[0].end_lineno
     places = [place.split(" | ") for place in f"{argument}{PLACES}".strip().splitlines()]
     worths = any(worth for _, _, *worth in places)
-    rows = ["| not in the paper | line |" + worths * " worth |", "|---|---|" + worths * "---|"]
+    measured = f"\n## {script}.py\n" in (ROOT / "docs/details.md").read_text()
+    title = "not in the paper" + measured * " ([what each is worth](details.md))"
+    rows = [f"| {title} | line |" + worths * " worth |", "|---|---|" + worths * "---|"]
     for item in items:
         _, found, *worth = next((place for place in places if item.startswith(place[0])), ("", item))
         number = next((i for i, line in enumerate(lines, 1) if i > after and found in line), None)

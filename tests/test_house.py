@@ -95,7 +95,7 @@ def test_the_diffs_are_those_of_today(path):
     assert family.fill(emptied, TEXTS) == text != emptied, "run python -m tests.family"
 
 
-@pytest.mark.parametrize("path", plot.DOCUMENTS, ids=["README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("path", plot.DOCUMENTS, ids=["README.md", "benchmarks/README.md", "docs/details.md"])
 def test_the_tables_are_those_of_the_data(path):
     text = path.read_text()
     assert plot.fill(text, ROWS) == text, "run python benchmarks/plot.py --readme"
@@ -122,6 +122,16 @@ def test_speeds_are_medians_and_ratios_are_medians_of_the_ratios_of_a_round():
     rows = [{"case": "ppo", "peer": peer, "steps_per_second": x} for peer, found in speeds.items() for x in found]
     cells = "| 200 | 100; 2.00 (0.50 to 3.00) | - | - | 400; 2.00 (1.50 to 4.00) |"  # of 2, 3, 0.5; of 1.5, 2, 4
     assert cells in plot.table_of_speed(rows)
+
+
+def test_a_detail_is_the_mean_over_seeds_with_the_worst_and_the_best():
+    columns = {"env_id": "Pendulum-v1", "steps": "20000"}
+    rows = [
+        columns | {"variant": variant, "mean": x} for variant, x in (("", "-160"), ("", "-140"), ("lambda 1", "-900"))
+    ]
+    lines = plot.table_of_details(rows).splitlines()
+    assert lines[0] == "|  | Pendulum-v1, 20k |"
+    assert lines[2:] == ["| as it is | -150 (-160 to -140) |", "| lambda 1 | -900 (-900 to -900) |"]
 
 
 def test_the_interquartile_mean_leaves_out_the_best_and_the_worst_quarter():
@@ -156,6 +166,12 @@ def test_the_speeds_are_those_of_settings_that_the_scripts_have():
     assert measured == [name for name in speed.CASES if name in measured]
     for case in speed.CASES.values():
         importlib.import_module(case.script).Args(**case.flags)
+
+
+def test_the_details_are_those_of_the_runs_of_details_py():
+    jobs = [{name: str(x) for name, x in job.items()} for job in details.jobs()]
+    rows = [{name: row[name] for name in jobs[0]} for row in plot.table("details.csv")]
+    assert all(row in jobs for row in rows) and len({str(row) for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("script", details.VARIANTS)
