@@ -31,11 +31,11 @@ ROBOT = {"CartPole-v1": 50_000, "LunarLander-v3": 200_000, "Pendulum-v1": 100_00
 VALUES = {"CartPole-v1": 50_000, "Acrobot-v1": 50_000, "MountainCar-v0": 100_000, "LunarLander-v3": 100_000}
 CONTINUOUS = {"Pendulum-v1": 10_000, "MountainCarContinuous-v0": 20_000, "InvertedPendulum-v5": 20_000}
 CONTINUOUS |= {"HalfCheetah-v5": 30_000}
-ENVIRONMENTS = {"vpg": FAST, "a2c": FAST, "trpo": ROBOT, "ppo": ROBOT, "dqn": VALUES}
+ENVIRONMENTS = {"vpg": FAST, "a2c": FAST | {"Pendulum-v1": 500_000}, "trpo": ROBOT, "ppo": ROBOT, "dqn": VALUES}
 ENVIRONMENTS |= {"ddpg": CONTINUOUS, "sac": CONTINUOUS}
 
 # Flags, or a text that stands in the script once and what replaces it. What scripts share is measured in ppo.py.
-STATISTICS = {"observations as they are": "--no-norm-obs", "rewards as they are": "--no-norm-reward"}
+STATISTICS = {"observations not scaled": "--no-norm-obs", "rewards not scaled": "--no-norm-reward"}
 NETWORKS = {
     "a constant learning rate": "--no-anneal-lr",
     "gradients not clipped": "--max-grad-norm inf",

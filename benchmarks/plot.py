@@ -321,10 +321,14 @@ def table_of_algorithms(rows):
 def table_of_details(rows):
     """Of one script, as it is and with each departure switched off: mean over seeds (worst to best)."""
     envs, lines = distinct(rows, "env_id"), []
+
+    def cell(x):
+        mean, worst, best = np.round([x.mean(), x.min(), x.max()]) + 0  # + 0: no -0
+        return f"{mean:.0f} ({worst:.0f} to {best:.0f})"
+
     for variant in distinct(rows, "variant"):
         runs = [numbers(select(rows, env_id=env, variant=variant), "mean") for env in envs]
-        cells = [f"{x.mean():.0f} ({min(x):.0f} to {max(x):.0f})" if len(x) else "-" for x in runs]
-        lines.append([variant or "as it is", *cells])
+        lines.append([variant or "as it is", *(cell(x) if len(x) else "-" for x in runs)])
     steps = [f"{env}, {steps_of(select(rows, env_id=env))}" for env in envs]
     return markdown(["", *steps], lines)
 
