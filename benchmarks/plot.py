@@ -85,6 +85,7 @@ def results():
     rows = sorted(table("results.csv"), key=lambda row: (order.index(row["env_id"]), int(row["seed"])))
     for row in rows:
         row["curve"] = {name: np.array(cell.split(), float) for name, cell in curves[row["command"]].items()}
+        row["env_id"] = row["env_id"].rpartition(":")[2]  # without a module
     return rows
 
 

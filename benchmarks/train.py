@@ -68,6 +68,8 @@ TASKS += [
     ("HalfCheetah-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
     ("Walker2d-v5", 3, 10, {"ddpg": 300_000, "sac": 300_000}),
 ]
+GAMES = ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"]
+TASKS += [(f"benchmarks.games:MinAtar/{game}-v1", 3, 100, {"ppo": M, "dqn": M}) for game in GAMES]
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",
@@ -150,8 +152,8 @@ def read_curve(folder):
 
 
 def threshold_of(env_id):
-    """Mean return at which Gymnasium calls an environment solved, or None; Atari games have none."""
-    return None if is_atari(env_id) else gym.spec(env_id).reward_threshold
+    """Mean return at which Gymnasium calls an environment solved, or None; games have none."""
+    return None if "/" in env_id else gym.spec(env_id).reward_threshold
 
 
 def result_row(job, curve, origin):
