@@ -239,7 +239,8 @@ def markdown(head, rows):
 
 def spread(values, digits=1):
     """Mean over seeds and worst seed."""
-    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f})"
+    mean, worst = np.round([np.mean(values), min(values)], digits) + 0  # + 0: no -0
+    return f"{mean:.{digits}f} ({worst:.{digits}f})"
 
 
 def steps_of(runs):
@@ -261,9 +262,9 @@ def table_of_results(rows):
 
 def score(runs, threshold):
     """Mean over seeds (worst seed; worst episode), steps, and how many seeds reach a threshold if there is one."""
-    mean, worst = numbers(runs, "mean"), numbers(runs, "worst_episode").min()
+    mean, worst = numbers(runs, "mean"), numbers(runs, "worst_episode").min().round() + 0
     passed = f", {sum(mean >= threshold)} of {len(runs)}" if threshold is not None else ""
-    return f"{mean.mean():.1f} ({min(mean):.1f}; {worst:.0f}), {steps_of(runs)}{passed}"
+    return f"{spread(mean)[:-1]}; {worst:.0f}), {steps_of(runs)}{passed}"
 
 
 def table_of_scores(rows):
