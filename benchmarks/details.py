@@ -34,7 +34,8 @@ CONTINUOUS |= {"HalfCheetah-v5": 30_000}
 ENVIRONMENTS = {"vpg": FAST, "a2c": FAST | {"Pendulum-v1": 500_000}, "trpo": ROBOT, "ppo": ROBOT, "dqn": VALUES}
 ENVIRONMENTS |= {"ddpg": CONTINUOUS, "sac": CONTINUOUS}
 
-# Flags, or a text that stands in the script once and what replaces it. What scripts share is measured in ppo.py.
+# Flags, or a text that stands in the script once and what replaces it. What the policy
+# gradients share is measured in ppo.py, what ddpg.py and sac.py share in ddpg.py.
 STATISTICS = {"observations not scaled": "--no-norm-obs", "rewards not scaled": "--no-norm-reward"}
 NETWORKS = {
     "a constant learning rate": "--no-anneal-lr",
@@ -89,15 +90,7 @@ VARIANTS = {
         "no noise on targets": "--target-noise 0",
         "noise drawn anew in each step": "--noise-hold 1",
     },
-    "sac": STATISTICS
-    | SQUARED
-    | {
-        "three-step returns": "--n-step 3",
-        "a constant learning rate": "--no-anneal-lr",
-        "one critic": "--no-twin-q",
-        "alpha from 1": "--alpha 1",
-        "a constant alpha": "--no-tune-alpha",
-    },
+    "sac": {"three-step returns": "--n-step 3", "alpha from 1": "--alpha 1", "a constant alpha": "--no-tune-alpha"},
 }
 
 
