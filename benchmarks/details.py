@@ -24,6 +24,7 @@ from train import ROOT, append, here, rows_of  # beside this file
 TABLE = ROOT / "benchmarks/details.csv"
 FOLDER = ROOT / "runs/details"
 SEEDS = range(401, 406)
+LATER_SEEDS = range(601, 606)  # of ddpg.py: when its defaults were chosen, the results of seeds up to 420 were known
 
 # Steps in which the scripts as they are learn most of what they will.
 FAST = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "MountainCarContinuous-v0": 200_000, "Pendulum-v1": 300_000}
@@ -107,7 +108,7 @@ def jobs():
     for script, variants in VARIANTS.items():
         for variant in ["", *variants]:
             for env_id, steps in ENVIRONMENTS[script].items():
-                for seed in SEEDS:
+                for seed in LATER_SEEDS if script == "ddpg" else SEEDS:
                     yield {"script": script, "variant": variant, "env_id": env_id, "steps": steps, "seed": seed}
 
 
