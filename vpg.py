@@ -21,7 +21,7 @@ out, as late steps would hardly count; what is left is no objective's gradient (
 
 The first two forms do not use the critic and cannot bootstrap, so they need whole episodes: each
 rollout resets all environments and goes on after T steps, also beyond the budget, until every
-episode that started within them has ended. Later ones count only in the budget and the running statistics.
+episode that started within them has ended. Later ones count in the budget but not in the update.
 
 Not in the papers:
 - psi minus its mean, a constant baseline, divided by its standard deviation plus 0.1, so that noise
