@@ -254,7 +254,9 @@ def table_of_results(rows):
         found = {name: runs for name in SCRIPTS if (runs := runs_of(rows, name, env))}
         ((usual, _),) = Counter(map(steps_of, found.values())).most_common(1)
         others = ", ".join(f"{name} {steps_of(runs)}" for name, runs in found.items() if steps_of(runs) != usual)
-        cells = [spread(numbers(found[name], "mean"), 0) if name in found else "-" for name in SCRIPTS]
+        means = {name: numbers(runs, "mean") for name, runs in found.items()}
+        digits = int(max(abs(x.mean()) for x in means.values()) < 10)
+        cells = [spread(means[name], digits) if name in means else "-" for name in SCRIPTS]
         seeds = " or ".join(map(str, sorted({len(runs) for runs in found.values()})))
         lines.append([env, seeds, *cells, f"{usual}; {others}" if others else usual])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)

@@ -70,6 +70,7 @@ TASKS += [
 ]
 GAMES = ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"]
 TASKS += [(f"benchmarks.games:MinAtar/{game}-v1", 3, 100, {"ppo": M, "dqn": M}) for game in GAMES]
+FRESH |= {("dqn", f"benchmarks.games:MinAtar/{game}-v1"): 1011 for game in GAMES}
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
     "no replay": "--buffer-size 64 --learning-starts 64",

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 import dqn
-from tests.helpers import generators, make_agent, metrics
+from tests.helpers import TINY, generators, make_agent, metrics
 
 
 def make(lr=1e-3, **flags):
@@ -172,6 +172,13 @@ def test_a_sample_is_scaled_as_the_network_wants_it():
     replay.add(rollout([[3]], [[2]], [[False]], [[False]]))
     scaled = sample(replay, 2, n=1, obs_norm=lambda obs: 10 * obs, reward_norm=lambda rew: 100 * rew)
     assert scaled == [(30, 200, 35, False, pytest.approx(0.9))] * 2
+
+
+def test_the_learning_rate_of_images_is_that_of_long_vectors_too(tmp_path, spy):
+    seen = spy(Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"])
+    flags = TINY["dqn"] | {"env_id": "Taxi-v4", "anneal_lr": False, "eval_episodes": 0}  # 500 numbers
+    dqn.train(dqn.Args(run_dir=str(tmp_path), **flags))
+    assert set(seen) == {2.5e-4}
 
 
 def test_images_are_kept_as_bytes():
