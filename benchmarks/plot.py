@@ -255,8 +255,8 @@ def table_of_results(rows):
         ((usual, _),) = Counter(map(steps_of, found.values())).most_common(1)
         others = ", ".join(f"{name} {steps_of(runs)}" for name, runs in found.items() if steps_of(runs) != usual)
         means = {name: numbers(runs, "mean") for name, runs in found.items()}
-        digits = int(max(abs(x.mean()) for x in means.values()) < 10)
-        cells = [spread(means[name], digits) if name in means else "-" for name in SCRIPTS]
+        spreads = {name: spread(x, digits=int(abs(x.mean()) < 10)) for name, x in means.items()}
+        cells = [spreads.get(name, "-") for name in SCRIPTS]
         seeds = " or ".join(map(str, sorted({len(runs) for runs in found.values()})))
         lines.append([env, seeds, *cells, f"{usual}; {others}" if others else usual])
     return markdown(["environment", "seeds", *SCRIPTS, "steps"], lines)

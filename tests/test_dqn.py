@@ -174,11 +174,13 @@ def test_a_sample_is_scaled_as_the_network_wants_it():
     assert scaled == [(30, 200, 35, False, pytest.approx(0.9))] * 2
 
 
-def test_the_learning_rate_of_images_is_that_of_long_vectors_too(tmp_path, spy):
+@pytest.mark.parametrize(("rows", "columns", "learning_rate"), [(9, 11, 2e-3), (10, 10, 2.5e-4)])
+def test_vectors_of_100_numbers_have_the_learning_rate_of_images(tmp_path, spy, rows, columns, learning_rate):
     seen = spy(Adam, "step", note=lambda optimizer: optimizer.param_groups[0]["lr"])
-    flags = TINY["dqn"] | {"env_id": "Taxi-v4", "anneal_lr": False, "eval_episodes": 0}  # 500 numbers
-    dqn.train(dqn.Args(run_dir=str(tmp_path), **flags))
-    assert set(seen) == {2.5e-4}
+    lake = ["S" * columns, *["F" * columns] * (rows - 2), "G" * columns]  # observations are one-hot
+    flags = TINY["dqn"] | {"env_id": "FrozenLake-v1", "env_kwargs": json.dumps({"desc": lake})}
+    dqn.train(dqn.Args(run_dir=str(tmp_path), anneal_lr=False, **flags))
+    assert set(seen) == {learning_rate}
 
 
 def test_images_are_kept_as_bytes():

@@ -174,7 +174,7 @@ def test_functional_call_uses_the_parameters_it_is_given(name):
 
 @pytest.mark.slow
 @every_script
-@pytest.mark.parametrize("learning_rate", [None, 2.5e-4])
+@pytest.mark.parametrize("learning_rate", [None, 3e-4])
 def test_the_learning_rate_that_is_given_is_the_step_taken_for_images_too(tmp_path, monkeypatch, name, learning_rate):
     """Without one, a quarter of that for vectors; dqn.py an eighth."""
     module, rates = importlib.import_module(name), set()
