@@ -43,7 +43,6 @@ FRESH = {("a2c", env): 1101 for env in ("Pendulum-v1", "MountainCarContinuous-v0
 FRESH |= {("ddpg", "Pendulum-v1"): 501, ("ddpg", "MountainCarContinuous-v0"): 501}
 FRESH |= {("ddpg", "HalfCheetah-v5"): 201, ("sac", "HalfCheetah-v5"): 201}
 FRESH |= {("sac", "Pendulum-v1"): 301, ("sac", "MountainCarContinuous-v0"): 301}
-FRESH["ppo", "ALE/Pong-v5"] = 201  # not run since: its figures are those of the script before
 M = 1_000_000
 TASKS = [  # environment, seeds, episodes of the final evaluation, steps of each script
     ("CartPole-v1", 100, 100, {"vpg": 100_000, "a2c": 200_000, "trpo": 100_000, "ppo": 100_000, "dqn": 50_000}),
