@@ -72,8 +72,9 @@ TASKS += [(f"benchmarks.games:MinAtar/{game}-v1", 3, 100, {"ppo": M, "dqn": M}) 
 FRESH |= {("dqn", f"benchmarks.games:MinAtar/{game}-v1"): 1011 for game in GAMES}
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
-    "no replay": "--buffer-size 64 --learning-starts 64",
+    "one-step returns": "--n-step 1",
     "no target network": "--tau 1",
+    "no replay": "--buffer-size 64 --learning-starts 64",
     "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
