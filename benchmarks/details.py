@@ -26,7 +26,7 @@ FOLDER = ROOT / "runs/details"
 SEEDS = range(401, 406)
 LATER_SEEDS = range(601, 606)  # of ddpg.py: when its defaults were chosen, the results of seeds up to 420 were known
 
-# Steps in which the scripts as they are learn most of what they will.
+# Short budgets: on the robots, the scripts learn more later.
 FAST = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "MountainCarContinuous-v0": 200_000, "Pendulum-v1": 300_000}
 ROBOT = {"CartPole-v1": 50_000, "LunarLander-v3": 200_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 200_000}
 VALUES = {"CartPole-v1": 50_000, "Acrobot-v1": 50_000, "MountainCar-v0": 100_000, "LunarLander-v3": 100_000}

@@ -2,11 +2,11 @@
 
     python benchmarks/plot.py "runs/*"               # your own runs, one curve for each environment and script
     python benchmarks/plot.py "with=runs/a-*" "without=runs/b-*" --x seconds --out curves.png
-    python benchmarks/plot.py --readme               # this project's pictures, and the tables of both READMEs
+    python benchmarks/plot.py --readme               # this project's pictures, and the tables of its pages
 
 A pattern names folders that runs have written; with a label before it, all its runs make one curve. The interquartile
-mean leaves out the best and the worst quarter of the runs (Agarwal et al. 2021, arXiv:2108.13264): a single failed run
-hardly moves it, and it varies less than the median.
+mean leaves out, at each point, the lowest and the highest quarter of the runs, rounded down (Agarwal et al. 2021,
+arXiv:2108.13264): of four runs or more, a single failed one hardly moves it, and it varies less than the median.
 """
 
 import csv
@@ -39,7 +39,7 @@ class Args:
     patterns: tyro.conf.Positional[tuple[str, ...]] = ()  # folders of runs, or "label=folders"
     x: str = "global_step"  # or seconds
     out: str = "curves.svg"  # .svg, .png or .pdf
-    readme: bool = False  # rewrite the pictures in benchmarks/ and the tables of README.md and benchmarks/README.md
+    readme: bool = False  # rewrite the pictures in benchmarks/ and the tables of its pages
 
 
 # Data
@@ -263,10 +263,10 @@ def table_of_results(rows):
 
 
 def score(runs, threshold):
-    """Mean over seeds (worst seed; worst episode), steps, and how many seeds reach a threshold if there is one."""
+    """Mean over seeds (worst seed; worst episode), steps, number of seeds, or how many of them reach a threshold."""
     mean, worst = numbers(runs, "mean"), numbers(runs, "worst_episode").min().round() + 0
-    passed = f", {sum(mean >= threshold)} of {len(runs)}" if threshold is not None else ""
-    return f"{spread(mean)[:-1]}; {worst:.0f}), {steps_of(runs)}{passed}"
+    seeds = f"seeds: {len(runs)}" if threshold is None else f"{sum(mean >= threshold)} of {len(runs)}"
+    return f"{spread(mean)[:-1]}; {worst:.0f}), {steps_of(runs)}, {seeds}"
 
 
 def table_of_scores(rows):
@@ -280,12 +280,16 @@ def table_of_scores(rows):
 
 
 def table_of_cartpole(groups):
-    """Of {label: runs}: median steps and seconds until the last 20 episodes average 475, and the final evaluations."""
+    """Of {label: runs}: median steps and seconds until the last 20 episodes average 475, and the final evaluations.
+
+    The medians are over the runs that get there, if at least half do.
+    """
     lines = []
     for label, runs in groups.items():
         final, solved = numbers(runs, "mean"), [row for row in runs if row["solved_step"]]
         steps, seconds = (numbers(solved, name) for name in ("solved_step", "solved_seconds"))
-        medians = [f"{np.median(steps):,.0f}", f"{np.median(seconds):.1f}"] if solved else ["", ""]
+        half = 2 * len(solved) >= len(runs)
+        medians = [f"{np.median(steps):,.0f}", f"{np.median(seconds):.1f}"] if half else ["-", "-"]
         run = f"{steps_of(runs)}, {np.median(numbers(runs, 'seconds')):.0f} s"
         below = f"{sum(final < 475)} of {len(runs)}"
         lines.append([label, f"{len(solved)} of {len(runs)}", *medians, run, spread(final), below])

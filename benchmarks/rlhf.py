@@ -97,7 +97,7 @@ def final_row(result):
 
 
 def table(done):
-    """The algorithms at about the same KL."""
+    """The algorithms with their defaults, grpo with a larger beta."""
     for algorithm, flags in TABLE.items():
         for seed in TABLE_SEEDS:
             key = {"experiment": "table", "seed": seed, "algorithm": algorithm, "num_comparisons": 8_000}
