@@ -848,7 +848,7 @@ def check_flags(args):
     low = {"num_comparisons": TEXTS, "num_ranked": 2, "group_size": 2}
     low |= {"seed": 0, "frozen_layers": 0}
     for name, value in vars(args).items():
-        least = low.get(name, int(isinstance(value, int)))
+        least = low.get(name, int(isinstance(getattr(Args, name), int)))
         if isinstance(value, (int, float)) and not value >= least:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     grouped = args.algorithm in ("rloo", "grpo")
@@ -857,6 +857,7 @@ def check_flags(args):
         "--num-minibatches must divide --batch-size": args.batch_size % args.num_minibatches,
         "--group-size must divide --batch-size": grouped and args.batch_size % args.group_size,
         "--kl-target needs a positive --kl-coef": args.kl_target and not args.kl_coef,
+        "--learning-rate must be positive": args.learning_rate == 0,
         "--prompt needs --resume": args.prompt and not args.resume,
         f"--prompt: one of {', '.join(ALL_PROMPTS)}": args.prompt not in ("", *ALL_PROMPTS),
     }

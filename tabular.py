@@ -27,8 +27,8 @@ Questions that a learner asks:
   contraction for gamma < 1: the largest error of the targets is at most gamma times that of Q. Step sizes with an
   infinite sum and a finite sum of squares (Eq. 2.7) average out the noise. A constant one, as here, leaves some noise.
 - Why does dqn.py have a target network? With function approximation, an update also changes other values, even those in
-  its own target. Off-policy, the weights may then diverge (--figure 11.2). A copy of the weights that changes rarely
-  makes it regression on fixed targets in between; with one made every 500 steps, the error there ends at 14, not 574.
+  its own target. Off-policy, the weights may then diverge (--figure 11.2). Targets from a copy of the weights that lags
+  behind make it more like regression; with a copy made every 500 steps, the error there ends at 14, not 574.
 - Why is truncation not termination? No reward follows a terminal state, so its value is 0. A time limit is not part of
   the state. The task could go on from s', so the target needs the estimated value of s'.
 """
@@ -434,7 +434,7 @@ def semi_gradient_td(world, gamma, alpha=0.01, copy_every=1):
     """Semi-gradient off-policy TD(0) with v(s) = w . x(s), here of Baird's counterexample (Eq. 11.2, 11.3).
 
     The task goes on for ever; it yields v, [S], after each step, which stands for an episode. The target's w is a copy,
-    made after every copy_every steps: with more than 1 it is the target network of dqn.py.
+    made after every copy_every steps: with more than 1 it is the target network of the DQN paper.
     """
     x, w = BAIRD_FEATURES, BAIRD_WEIGHTS.copy()
     s = world.reset()
@@ -573,7 +573,7 @@ class Environment(World):
 
 
 def make_env(args):
-    """The environment. Raises InputError unless its observations are finite, or a Box to which the bins fit."""
+    """The environment. Raises InputError if there is none, or if the bins do not fit its observations."""
     try:
         env = gym.make(args.env_id, **json.loads(args.env_kwargs))
     except (gym.error.Error, ImportError, TypeError, ValueError, KeyError) as error:

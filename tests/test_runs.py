@@ -297,6 +297,7 @@ WRONG = [  # flags that are refused one at a time, in a sentence that names the 
     ("bandit", "--agents=nobody --agents=ucb:c=Infinity --agents=ucb:c=-1 --agents=thompson:prior_std=0"),
     ("tabular", "--gamma=1.5 --gamma=nan --agents=sarsa:alpha=2 --agents=batch-td --bins=3"),
     ("tabular", "--agents=nobody --env-id=Nowhere-v0 --env-kwargs={ --env-kwargs=[1]"),
+    ("rlhf", "--learning-rate=0"),
     ("rlhf", "--kl-coef=-1 --num-ranked=1 --num-comparisons=1 --num-heads=5 --judge=nothing --judge=os:name"),
 ]
 REFUSED = [  # flags that are refused together, and what the sentence must say
