@@ -73,10 +73,10 @@ FRESH |= {("dqn", f"benchmarks.games:MinAtar/{game}-v1"): 1011 for game in GAMES
 BASELINES = {"ppo": 100_000, "trpo": 100_000, "a2c": 500_000, "dqn": 50_000}  # steps, on CartPole-v1, 10 seeds
 PLAIN = "--n-step 1 --no-double-q"  # a short buffer has no long returns; without a target network, both networks agree
 ABLATION = {  # of dqn.py on CartPole-v1, 10 seeds
-    "one-step, not double": PLAIN,
-    "also no target network": f"{PLAIN} --tau 1",
-    "also no replay": f"{PLAIN} --buffer-size 64 --learning-starts 64",
-    "online": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
+    "replay and target network": PLAIN,
+    "no target network": f"{PLAIN} --tau 1",
+    "no replay": f"{PLAIN} --buffer-size 64 --learning-starts 64",
+    "neither": "--num-envs 1 --num-steps 1 --gradient-steps 1 --buffer-size 1 --batch-size 1 --learning-starts 1"
     " --tau 1",
 }
 POINTS = 30  # kept of each learning curve

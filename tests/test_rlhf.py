@@ -567,6 +567,10 @@ def test_a_run_killed_in_each_stage_ends_like_one_never_interrupted(
         assert not torch.equal(weights(*trained), weights(reference.norm, reference.head))
 
 
+def test_no_noise_and_no_penalty_may_be_written_0_or_0_0():
+    assert rlhf.Args(label_noise=0, kl_coef=0) == rlhf.Args(label_noise=0.0, kl_coef=0.0)
+
+
 def test_a_finished_run_answers_a_prompt_and_its_flags_cannot_change(whole_language, capsys, tmp_path):
     rlhf.train(rlhf.Args(**TINY, run_dir=str(tmp_path)))
     before, resume = metrics(tmp_path), str(tmp_path / "checkpoint.pt")
