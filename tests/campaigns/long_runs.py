@@ -190,7 +190,7 @@ def fill_and_use(folder):
     """Fill a buffer, draw batches from it and write it to a file."""
     env, args = dqn.make_env("CartPole-v1"), dqn.Args(num_envs=1_000, buffer_size=ROWS)
     agent = dqn.QNetwork(env.observation_space, env.action_space, args)
-    replay = dqn.ReplayBuffer(env.observation_space, args)
+    replay = dqn.ReplayBuffer(env.observation_space, env.action_space, args)
     shape = args.num_steps, args.num_envs
     obs, zeros, flags = torch.rand(*shape, 4), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     rollout = dqn.Rollout(obs, zeros.long(), zeros, obs, flags, flags)
