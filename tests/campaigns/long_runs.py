@@ -2,7 +2,7 @@
 
     python -m pytest tests/campaigns/long_runs.py
 
-About 40 minutes on two cores. EXITS=20 starts fewer runs of two workers, STEPS=300000 watches memory for less long.
+About 45 minutes on two cores. EXITS=20 starts fewer runs of two workers, STEPS=300000 watches memory for less long.
 """
 
 import importlib
