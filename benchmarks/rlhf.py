@@ -6,7 +6,7 @@
 
 Interrupt it at any time: finished runs keep their rows. Runs of one seed share the stages before improve through
 --resume, which continues bit for bit, so each is the run that `python rlhf.py --seed ...` with its flags would be.
-The defaults were chosen on seeds 1 to 3; the seeds here were used only once, for this evidence.
+The defaults were chosen on seeds 1 to 3, never on those here.
 """
 
 import csv
